@@ -1,0 +1,38 @@
+"""dicenet: small, fast convolutional networks made of dimension-wise convolutions.
+
+Importing the package registers its networks with timm::
+
+    import dicenet, timm
+    net = timm.create_model("dicenet_100", num_classes=10)
+"""
+
+from importlib.metadata import version
+
+from dicenet import layers, models, ops, weights
+from dicenet.errors import ConfigError, DataError, DicenetError, TrainingError, WeightsError
+from dicenet.layers import DiCEUnit, DimConv, DimFuse
+from dicenet.models.dicenet import DiCENet
+from dicenet.models.loading import load, load_edgenets, load_pytorchcv, save
+
+__version__ = version("dicenet")
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DiCENet",
+    "DiCEUnit",
+    "DicenetError",
+    "DimConv",
+    "DimFuse",
+    "TrainingError",
+    "WeightsError",
+    "__version__",
+    "layers",
+    "load",
+    "load_edgenets",
+    "load_pytorchcv",
+    "models",
+    "ops",
+    "save",
+    "weights",
+]

@@ -1,0 +1,1 @@
+"""What networks cost, and reports of what they did."""

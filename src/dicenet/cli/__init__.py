@@ -1,0 +1,1 @@
+"""The command line: options are the arguments of the functions that do the work."""

@@ -1,0 +1,7 @@
+"""``dicenet predict TASK PATH...``."""
+
+from dicenet.cli.run import Command
+from dicenet.tasks import classify
+
+_PATHS = {"paths": {"nargs": "+", "type": str, "metavar": "PATH", "help": "pictures, and folders of pictures"}}
+COMMANDS = {"classify": Command(classify.predict, _PATHS)}

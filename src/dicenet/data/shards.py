@@ -1,0 +1,150 @@
+"""WebDataset shards: tar files, plain or gzipped, with ``<key>.jpg`` beside ``<key>.cls``."""
+
+import json
+import math
+import random
+import tarfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+import webdataset as wds
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from dicenet.data.pictures import SUFFIXES, read_picture
+from dicenet.data.samples import LoaderSettings, Sample, collate, prepared, readable_sizes
+from dicenet.data.transforms import Transform
+from dicenet.errors import DataError
+
+_PATTERNS = ("*.tar", "*.tar.gz", "*.tgz")
+_SHUFFLE_BUFFER = 5000
+#: Counts of samples per shard, written by some packers; spares reading every shard once.
+_SIZES_FILE = "sizes.json"
+
+
+def shard_files(path: Path) -> list[Path]:
+    """The shards in a folder, in order of their names."""
+    return sorted({file for pattern in _PATTERNS for file in path.glob(pattern)}) if path.is_dir() else []
+
+
+def _count_samples(shard: Path) -> int:
+    try:
+        with tarfile.open(shard) as archive:
+            return sum(name.endswith(".cls") for name in archive.getnames())
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(f"shard {shard} cannot be read: {error}") from error
+
+
+def _sample(item: dict[str, Any]) -> Sample:
+    """What webdataset read: the picture's bytes, the class as text."""
+    name = f"{Path(item['__url__']).name}:{item['__key__']}"
+    key = next((suffix[1:] for suffix in SUFFIXES if suffix[1:] in item), None)
+    if key is None or "cls" not in item:
+        raise DataError(f"{name}: a sample needs a picture and a .cls file, it has {sorted(item)}")
+    text = item["cls"].decode().strip()
+    if not text.isdecimal():
+        raise DataError(f"{name}.cls holds {text!r}, expected the number of a class")
+    return Sample(name, partial(read_picture, item[key], name), int(text))
+
+
+class Shards:
+    """One part of a data set as shards; class names from ``classes.txt`` (line n is class n)."""
+
+    def __init__(self, files: Sequence[Path], class_names: Sequence[str]) -> None:
+        self.files = list(files)
+        self.class_names = class_names
+        self.counts = self._read_counts()
+        if not sum(self.counts):
+            raise DataError(f"the shards in {self.files[0].parent} hold no samples (a picture and a .cls file each)")
+
+    def _read_counts(self) -> list[int]:
+        sizes_file = self.files[0].parent / _SIZES_FILE
+        known = json.loads(sizes_file.read_text()) if sizes_file.exists() else {}
+        return [known[file.name] if file.name in known else _count_samples(file) for file in self.files]
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def sizes(self, count: int) -> list[tuple[int, int]]:
+        """(width, height) of the first ``count`` pictures."""
+        return readable_sizes(list(islice(self.samples(self.files), count)))
+
+    def samples(self, files: Sequence[Path], buffer: int = 0, seed: int = 0) -> Iterator[Sample]:
+        """Samples of some shards, in order or shuffled through a buffer."""
+        data: Any = wds.WebDataset([str(file) for file in files], shardshuffle=False, nodesplitter=None)
+        for item in data.shuffle(buffer, rng=random.Random(seed)) if buffer else data:
+            sample = _sample(item)
+            if sample.target >= len(self.class_names):
+                raise DataError(
+                    f"{sample.name} is of class {sample.target}, but only {len(self.class_names)} are named"
+                )
+            yield sample
+
+    def loader(self, transform: Transform, train: bool, settings: LoaderSettings) -> "DataLoader[Any]":
+        """Batches; each worker reads its own shards, so there are never more workers than shards."""
+        workers = min(settings.workers, len(self.files))
+        batches = ShardBatches(self, transform, train, settings, workers)
+        return DataLoader(batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
+
+
+class ShardBatches(IterableDataset[dict[str, Any]]):
+    """Ready batches from shards.
+
+    In training every epoch has the same number of whole batches, whatever shards a worker gets: it repeats
+    its own until its share is done. In evaluation every sample comes once.
+    """
+
+    def __init__(
+        self, shards: Shards, transform: Transform, train: bool, settings: LoaderSettings, workers: int
+    ) -> None:
+        self.shards = shards
+        self.transform = transform
+        self.train = train
+        self.settings = settings
+        self.readers = max(1, workers)
+        self.epoch = 0
+
+    def _process(self) -> tuple[int, int]:
+        """Rank and number of the training processes."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
+
+    def __len__(self) -> int:
+        rank, world = self._process()
+        if self.train:
+            return max(1, len(self.shards) // (self.settings.batch_size * world))
+        counts = self.shards.counts[rank::world]
+        shares = [sum(counts[reader :: self.readers]) for reader in range(self.readers)]
+        return sum(math.ceil(share / self.settings.batch_size) for share in shares)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which order the next pass has; the training loop calls it."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        reader = worker.id if worker else 0
+        rank, world = self._process()
+        if not self.train:
+            yield from self._batches(self.shards.samples(self.shards.files[rank::world][reader :: self.readers]))
+            return
+        share = len(range(reader, len(self), self.readers))
+        yield from islice(self._batches(self._endless(rank * self.readers + reader, world * self.readers)), share)
+        self.epoch += 1  # persistent workers go on from here
+
+    def _endless(self, reader: int, readers: int) -> Iterator[Sample]:
+        order = random.Random(f"{self.settings.seed}/{self.epoch}")
+        while True:
+            files = list(self.shards.files)
+            order.shuffle(files)
+            # fewer shards than readers: all read all, in other orders
+            own = files[reader::readers] if len(files) >= readers else files
+            yield from self.shards.samples(own, _SHUFFLE_BUFFER, seed=order.randrange(2**32) + reader)
+
+    def _batches(self, samples: Iterator[Sample]) -> Iterator[dict[str, Any]]:
+        while chosen := list(islice(samples, self.settings.batch_size)):
+            yield collate([prepared(sample, self.transform) for sample in chosen])

@@ -1,0 +1,1 @@
+"""What every training needs: schedules, checkpoints and resume, progress, the run folder."""

@@ -1,0 +1,111 @@
+"""What happens beside the training steps: tables, best weights, words for people."""
+
+import csv
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+
+from dicenet.weights.files import write_bytes
+
+
+def _metrics(trainer: L.Trainer) -> dict[str, float]:
+    return {key: float(value) for key, value in trainer.callback_metrics.items()}
+
+
+class MetricsTable(L.Callback):
+    """Keeps ``metrics.csv``: one row per finished epoch. A resumed run goes on behind its last finished epoch."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
+        self.path = path
+        self.columns = ("epoch", "step", *columns, "lr", "seconds")
+        self.rows: list[dict[str, Any]] = []
+        self.started = 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the rows of epochs that are finished."""
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= trainer.current_epoch]
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock of the epoch."""
+        self.started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the row of the epoch and write the table."""
+        known = _metrics(trainer)
+        row: dict[str, Any] = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.6g}",
+            "seconds": f"{time.monotonic() - self.started:.1f}",
+        }
+        row |= {column: f"{known[column]:.6g}" for column in self.columns if column in known}
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            text = io.StringIO()
+            writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+            write_bytes(self.path, text.getvalue().encode())
+
+
+class BestWeights(L.Callback):
+    """Writes the network when a validation metric is the best so far.
+
+    Must stand before weight averaging in the list of callbacks, whose averaged weights it then sees.
+
+    Args:
+        metric: name of a metric of ``scores``, larger is better.
+        write: writes the network; gets the epoch and the scores.
+    """
+
+    def __init__(self, metric: str, write: Callable[[int, dict[str, float]], None]) -> None:
+        self.metric = metric
+        self.write = write
+        self.best: float | None = None
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare and write."""
+        scores = pl_module.validation_scores()  # on every process: they are gathered
+        score = scores[self.metric]
+        if self.best is None or score > self.best:
+            self.best = score
+            if trainer.is_global_zero:
+                self.write(trainer.current_epoch + 1, scores)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up where the run stopped."""
+        self.best = state_dict["best"]
+
+
+class EpochLines(L.Callback):
+    """Prints one line per epoch, which stays on the screen and in log files."""
+
+    def __init__(self, console: Console, columns: tuple[str, ...]) -> None:
+        self.console = console
+        self.columns = columns
+        self.started = 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock of the epoch."""
+        self.started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the line."""
+        if not trainer.is_global_zero:
+            return
+        known = _metrics(trainer)
+        words = [f"{column} {known[column]:.4f}" for column in self.columns if column in known]
+        seconds = time.monotonic() - self.started
+        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self.console.print("  ".join([epoch, *words, f"{seconds:.0f} s"]), highlight=False)

@@ -1,0 +1,165 @@
+"""Running a training: the Lightning trainer, checkpoints that are whole or absent, resume, and how it can end."""
+
+import io
+import logging
+import signal
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from dicenet.engine.callbacks import EpochLines, MetricsTable
+from dicenet.engine.run_folder import LAST, METRICS
+from dicenet.errors import ConfigError
+from dicenet.weights.files import write_bytes
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that have their final name only when they are complete and on disk.
+
+    Lightning writes to a temporary folder and moves, which is not one step between file systems.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write beside the final place, then rename."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_bytes(Path(path), content.getvalue())
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves all that a resumed run needs after every epoch. Lightning runs it behind all other callbacks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Replace the checkpoint of the epoch before."""
+        trainer.save_checkpoint(self.path)
+
+
+def check_device(device: str) -> str:
+    """Lightning's name for a device. Raises ConfigError if it is unknown or not there."""
+    if device not in DEVICES:
+        raise ConfigError(f"device {device!r} is unknown: choose one of {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device cuda is not available here: use --device cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device mps is not available here: use --device cpu")
+    return device
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning's notes on hardware and tips out of the way; its warnings stay, but for two."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning 2.6 uses a name that torch 2.14 deprecates; users can do nothing about it
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated", module=r"lightning\.pytorch")
+    # our shards give each reading process its own part and know their length
+    warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__`", module=r"lightning\.pytorch")
+
+
+def flush_denormals() -> None:
+    """Treat denormal numbers as zero: on CPUs they make training with trained weights twice as slow.
+
+    Must be called before torch starts threads.
+    """
+    torch.set_flush_denormal(True)
+
+
+def make_trainer(**arguments: Any) -> L.Trainer:
+    """A Lightning trainer without a summary; contradictions between its arguments become ConfigError."""
+    quiet_lightning()
+    try:
+        return L.Trainer(enable_model_summary=False, **arguments)
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+        L.fabric.utilities.exceptions.MisconfigurationException,
+    ) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+
+
+def fit(
+    task: L.LightningModule,
+    train: "DataLoader[Any]",
+    val: "DataLoader[Any]",
+    folder: Path,
+    *,
+    columns: tuple[str, ...],
+    callbacks: Sequence[L.Callback],
+    console: Console,
+    epochs: int,
+    ema: float = 0.0,
+    device: str = "auto",
+    devices: int | str = "auto",
+    strategy: str = "auto",
+    precision: str = "32-true",
+    accumulate: int = 1,
+    clip: float | None = None,
+) -> None:
+    """Train a task, from the last finished epoch if ``folder`` has a checkpoint.
+
+    Args:
+        task: the module; ``columns`` are names of metrics that it logs.
+        train: batches to learn from.
+        val: batches to judge by, after every epoch.
+        folder: of the run: gets ``last.ckpt``, ``metrics.csv`` and TensorBoard logs.
+        columns: metrics for the table and the line of each epoch.
+        callbacks: of the task, before those of the run.
+        console: where words go.
+        epochs: number of passes over ``train``.
+        ema: decay of the exponential average of weights that is validated and saved; 0: none.
+        device: auto, cpu, cuda or mps.
+        devices, strategy, precision, accumulate, clip: Lightning's.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the last finished epoch is kept.
+        TrainingError: see the task.
+    """
+    run_callbacks: list[L.Callback] = [
+        *callbacks,
+        MetricsTable(folder / METRICS, columns),
+        EpochLines(console, columns),
+        LastCheckpoint(folder / LAST),
+    ]
+    if ema:
+        run_callbacks.append(EMAWeightAveraging(decay=ema))
+    if console.is_terminal:
+        run_callbacks.append(RichProgressBar(leave=False))
+    trainer = make_trainer(
+        accelerator=check_device(device),
+        devices=devices,
+        strategy=strategy,
+        precision=precision,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=clip,
+        max_epochs=epochs,
+        callbacks=run_callbacks,
+        logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
+        default_root_dir=str(folder),
+        plugins=[WholeCheckpoints()],
+        num_sanity_val_steps=0,
+        enable_progress_bar=console.is_terminal,
+        log_every_n_steps=10,
+    )
+    last = folder / LAST
+    try:
+        trainer.fit(task, train, val, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        # Lightning turns Ctrl-C into an exit with code 1 and blocks further ones
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt from None

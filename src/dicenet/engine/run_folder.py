@@ -1,0 +1,69 @@
+"""The folder of a run: new for every run, and everything that the run leaves is in it."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dicenet.errors import ConfigError
+from dicenet.weights.files import write_bytes
+
+CONFIG = "config.yaml"
+BEST = "best.safetensors"
+LAST = "last.ckpt"
+METRICS = "metrics.csv"
+
+
+def default_run_folder(task: str, verb: str) -> Path:
+    """``runs/<task>/<verb>-<date>-<time>``."""
+    return Path("runs") / task / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def new_run_folder(out: str | Path | None, default: Path) -> Path:
+    """Make the folder of a run: ``out``, which must be new or empty, or ``default``, numbered if it is taken.
+
+    Raises:
+        ConfigError: ``out`` is a file or holds something, or cannot be made.
+    """
+    if out is None:
+        names = [default, *(default.with_name(f"{default.name}-{n}") for n in range(2, 1000))]
+    else:
+        names = [Path(out)]
+        if names[0].exists() and not names[0].is_dir():
+            raise ConfigError(f"--out {out} is a file: give a new or empty folder")
+        if names[0].exists() and any(names[0].iterdir()):
+            raise ConfigError(f"--out {out} is not empty: give a new or empty folder")
+    for name in names:
+        try:
+            name.mkdir(parents=True, exist_ok=out is not None)
+            return name
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"--out {name} cannot be made: {error.strerror}") from error
+    raise ConfigError(f"{names[0]} and its numbered successors are taken: name a folder with --out")
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write the arguments of a run, so that ``--config`` or ``--resume`` can read them."""
+    write_bytes(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode())
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The arguments of a run."""
+    return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+
+
+def resumed_folder(path: str | Path) -> Path:
+    """The run folder that ``--resume`` means: the folder, or a file in it.
+
+    Raises:
+        ConfigError: it is no run folder.
+    """
+    folder = Path(path)
+    folder = folder.parent if folder.is_file() else folder
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"cannot resume {path}: it is not a run folder (there is no {CONFIG} in it)")
+    return folder

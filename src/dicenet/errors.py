@@ -1,0 +1,25 @@
+"""The errors that a user can do something about.
+
+Each carries one sentence: what went wrong, where, and what to do. The command line prints it and ends with
+exit code 2; Python users catch :class:`DicenetError` or one of its kinds.
+"""
+
+
+class DicenetError(Exception):
+    """Base of all errors that dicenet raises on purpose."""
+
+
+class ConfigError(DicenetError, ValueError):
+    """An argument or option has a value that cannot be used."""
+
+
+class DataError(DicenetError):
+    """A picture, a folder or a shard cannot be used."""
+
+
+class WeightsError(DicenetError):
+    """A checkpoint cannot be read, is not what it should be, or does not fit the network."""
+
+
+class TrainingError(DicenetError):
+    """A training run cannot go on (loss no longer finite, nowhere to write)."""

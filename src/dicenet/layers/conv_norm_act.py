@@ -1,0 +1,33 @@
+"""Convolution, batch norm and PReLU: the only two compositions that a DiCE network is made of."""
+
+from torch import Tensor, nn
+
+
+class NormAct(nn.Module):
+    """Batch norm, then a PReLU with one slope per channel. (N, C, H, W) to the same shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+        self.act = nn.PReLU(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise and activate x."""
+        return self.act(self.norm(x))
+
+
+class ConvNormAct(NormAct):
+    """Convolution without bias (padding keeps the size at stride 1), batch norm, PReLU.
+
+    (N, in_channels, H, W) to (N, out_channels, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(out_channels)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, (kernel_size - 1) // 2, groups=groups, bias=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve, normalise and activate x."""
+        return super().forward(self.conv(x))

@@ -1,0 +1,1 @@
+"""The networks, one file per family. Importing this registers them with timm."""

@@ -1,0 +1,140 @@
+"""Fitting a checkpoint to a network: recognised, checked, adapted to other classes and channels, loaded."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dicenet.errors import WeightsError
+from dicenet.weights.files import Checkpoint, read_checkpoint, unwrap
+from dicenet.weights.formats import recognise
+
+if TYPE_CHECKING:
+    from dicenet.models.dicenet import DiCENet
+
+_logger = logging.getLogger("dicenet")
+
+Source = str | Path | Mapping[str, Tensor] | Checkpoint
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What loading a checkpoint did.
+
+    Attributes:
+        format: whose names the checkpoint used.
+        left_out: entries of the checkpoint that the network has no use for.
+        initialised: parameters of the network that the checkpoint does not hold; they keep their fresh values.
+        adapted: what was changed to fit, in words.
+    """
+
+    format: str
+    left_out: tuple[str, ...]
+    initialised: tuple[str, ...]
+    adapted: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [f"weights of {self.format} loaded", *self.adapted]
+        if self.left_out:
+            parts.append(f"left out: {_summary(self.left_out)}")
+        if self.initialised:
+            parts.append(f"not in the checkpoint, fresh: {_summary(self.initialised)}")
+        return "; ".join(parts)
+
+
+def _summary(keys: tuple[str, ...]) -> str:
+    """The modules that keys belong to: names of one or two parts, each once."""
+    names = dict.fromkeys(".".join(key.split(".")[: 2 if key.startswith("stages.") else 1]) for key in keys)
+    return ", ".join(names) + f" ({len(keys)} tensors)"
+
+
+def open_source(source: Source) -> Checkpoint:
+    """A checkpoint from a path, or from a state dict that is in memory already."""
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(source, str | Path):
+        return read_checkpoint(source)
+    return Checkpoint(unwrap(dict(source), "the state dict"), {}, "the state dict")
+
+
+def adapt_in_channels(weight: Tensor, in_channels: int) -> Tensor:
+    """First convolution (out, in, k, k) for another number of picture channels, keeping its response's scale.
+
+    The channels are repeated in turn (or, for one channel, summed), as timm does for three.
+    """
+    stored = weight.shape[1]
+    if in_channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    index = torch.arange(in_channels) % stored
+    return weight[:, index] * (stored / in_channels)
+
+
+def _check_fit(model: "DiCENet", state: Mapping[str, Tensor], name: str, metadata: Mapping[str, Any]) -> None:
+    """Raise WeightsError if the checkpoint is of another width, trained size or stem."""
+    own = model.state_dict()
+    stem = metadata.get("model_args", {}).get("stem", "standard")
+    if stem != model.stem_type:
+        raise WeightsError(
+            f"{name} was made with the {stem} stem, this network has the {model.stem_type} one: pass stem={stem!r}"
+        )
+    for key, value in state.items():
+        if key not in own or own[key].shape == value.shape or key.startswith(("classifier.", "stem.conv.")):
+            continue
+        if key.endswith(("weight_height", "weight_width")):
+            size = metadata.get("model_args", {}).get("img_size") or trained_size_of(state)
+            raise WeightsError(
+                f"{name} holds height and width kernels trained for pictures of {size[0]}x{size[1]}, this network's "
+                f"are for {model.trained_size[0]}x{model.trained_size[1]}: build it with img_size={tuple(size)}, then "
+                "call set_input_size() (scales the maps) or rebase() (resizes the kernels)"
+            )
+        raise WeightsError(
+            f"{name} is of another width than {model.width.name}: {key} is {tuple(value.shape)} there and "
+            f"{tuple(own[key].shape)} here; load it with dicenet.load(), which builds the right one"
+        )
+
+
+def trained_size_of(state: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Picture size (height, width) that a network with the standard stem was built for: 8 times its first map's."""
+    unit = "stages.0.0.right.1.dim_conv"
+    return 8 * len(state[f"{unit}.weight_height"]), 8 * len(state[f"{unit}.weight_width"])
+
+
+def load_weights(model: "DiCENet", source: Source) -> LoadReport:
+    """Load a checkpoint of ours, of EdgeNets or of pytorchcv into a DiCENet, adapting what can be adapted.
+
+    Another class count leaves the classifier out; another channel count adapts the first convolution; of
+    segmentation networks the backbone is taken. All of it is in the report (and logged if it leaves more than
+    the classifier without weights).
+
+    Raises:
+        WeightsError: unreadable, of another network or width, of another trained size or stem.
+    """
+    checkpoint = open_source(source)
+    recognised = recognise(checkpoint.state, checkpoint.name)
+    state = dict(recognised.state)
+    own = model.state_dict()
+    if "stem.conv.weight" not in state:
+        raise WeightsError(f"{checkpoint.name} is a single unit or block, not a network: use dicenet.load_edgenets()")
+    _check_fit(model, state, checkpoint.name, checkpoint.metadata)
+
+    adapted = []
+    stored_channels = state["stem.conv.weight"].shape[1]
+    if stored_channels != model.in_chans:
+        state["stem.conv.weight"] = adapt_in_channels(state["stem.conv.weight"], model.in_chans)
+        adapted.append(f"first convolution adapted from {stored_channels} to {model.in_chans} channels")
+    left_out = list(recognised.other_parts)
+    classifier = [key for key in state if key.startswith("classifier.")]
+    if classifier and model.num_classes != len(state[classifier[0]]):
+        adapted.append(f"classifier of {len(state[classifier[0]])} classes not used")
+        left_out += classifier
+    left_out += [key for key in state if key not in own and key not in left_out]
+    state = {key: value for key, value in state.items() if key not in left_out}
+    missing = model.load_state_dict(state, strict=False).missing_keys
+    report = LoadReport(recognised.format, tuple(left_out), tuple(missing), tuple(adapted))
+    more_than_classifier = any(not key.startswith("classifier.") for key in missing)
+    _logger.log(logging.WARNING if more_than_classifier else logging.INFO, "%s: %s", checkpoint.name, report)
+    return report

@@ -1,0 +1,265 @@
+"""Loading and saving whole networks: our files, official (EdgeNets) and pytorchcv checkpoints."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
+
+from dicenet.errors import ConfigError, WeightsError
+from dicenet.layers import DiCEUnit
+from dicenet.models.dicenet import WIDTHS, DiCEBlock, DiCENet, StridedDiCEUnit, Width
+from dicenet.models.fitting import Source, load_weights, open_source, trained_size_of
+from dicenet.weights import catalogue
+from dicenet.weights.edgenets import EDGENETS
+from dicenet.weights.files import Checkpoint, write_safetensors
+from dicenet.weights.formats import recognise
+from dicenet.weights.pytorchcv import PYTORCHCV
+
+FILE_FORMAT = 1
+#: What is kept of timm's pretrained configuration: how pictures must be prepared.
+PREPROCESSING_KEYS = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+
+
+def check_model_name(name: str) -> str:
+    """The name of one of our networks, unchanged. Raises ConfigError, naming the nearest, for others."""
+    names = [width.name for width in WIDTHS]
+    if name.split(".")[0] in names:
+        return name
+    # a width such as dicenet_110 is nearest to its neighbours in size, a misspelling to those in letters
+    scale = re.search(r"(\d+)$", name)
+    if name.startswith("dicenet") and scale:
+        near = sorted(names, key=lambda known: abs(int(known[-3:]) - int(scale[1])))[:2]
+    else:
+        near = difflib.get_close_matches(name, names, n=2, cutoff=0.0)
+    raise ConfigError(f"model {name!r} is unknown: the nearest are {' and '.join(near)} ('dicenet models' lists all)")
+
+
+def describe(net: DiCENet, class_names: Sequence[str] | None = None, **more: Any) -> dict[str, Any]:
+    """What a file must say to rebuild a network and to use it: architecture, arguments, classes, preprocessing."""
+    cfg = net.pretrained_cfg
+    return {
+        "format": FILE_FORMAT,
+        "architecture": net.width.name,
+        "model_args": {
+            "num_classes": net.num_classes,
+            "in_chans": net.in_chans,
+            "img_size": list(net.trained_size),
+            "stem": net.stem_type,
+            "drop_rate": net.drop_rate,
+        },
+        "input_size": list(net.input_size),
+        "class_names": list(class_names if class_names is not None else cfg.get("label_names") or ()),
+        "preprocessing": {key: cfg[key] for key in PREPROCESSING_KEYS},
+        **more,
+    }
+
+
+def save(net: DiCENet, path: str | Path, class_names: Sequence[str] | None = None, **more: Any) -> None:
+    """Write a network as safetensors, whole or not at all, with all that :func:`load` needs in its metadata.
+
+    Args:
+        net: the network.
+        path: of the file.
+        class_names: names of the classes, in order; by default those that the network was loaded with.
+        more: anything that JSON can hold, kept in the metadata.
+
+    Raises:
+        ConfigError: as many names as classes are needed.
+        DicenetError: the file cannot be written.
+    """
+    metadata = describe(net, class_names, **more)
+    count = len(metadata["class_names"])
+    if count not in (0, net.num_classes):
+        raise ConfigError(f"{count} class names were given for a network of {net.num_classes} classes")
+    write_safetensors(Path(path), net.state_dict(), metadata)
+
+
+def _width_of(state: Mapping[str, Tensor], name: str) -> Width:
+    """The width whose table row has the shapes of a state dict."""
+    stem = len(state["stem.conv.weight"])
+    halves = [len(state[f"stages.{stage}.2.transform.0.conv.weight"]) for stage in (0, 1)]
+    for width in WIDTHS:
+        if width.stem_channels == stem and [c // 2 for c in width.stage_channels[:2]] == halves:
+            return width
+    raise WeightsError(f"{name} is a DiCENet of no known width: stem {stem}, levels {[2 * half for half in halves]}")
+
+
+def _model_args(state: Mapping[str, Tensor], checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
+    """Architecture and arguments that a state dict was made with: as its file says, or read off its shapes."""
+    if checkpoint.metadata:
+        return checkpoint.metadata["architecture"], dict(checkpoint.metadata["model_args"])
+    classifier = state.get("classifier.weight")
+    return _width_of(state, checkpoint.name).name, {
+        "num_classes": 0 if classifier is None else len(classifier),
+        "in_chans": state["stem.conv.weight"].shape[1],
+        "img_size": trained_size_of(state),
+    }
+
+
+def _load_network(
+    checkpoint: Checkpoint, features_only: bool, out_indices: Sequence[int] | None, overrides: dict[str, Any]
+) -> nn.Module:
+    recognised = recognise(checkpoint.state, checkpoint.name)
+    state = recognised.state
+    if "stem.conv.weight" not in state:
+        raise WeightsError(f"{checkpoint.name} holds no whole network; dicenet.load_edgenets() loads units and blocks")
+    architecture, args = _model_args(state, checkpoint)
+    complete = "stages.2.0.left.0.conv.weight" in state
+    if not (complete or features_only or overrides.get("num_classes")):
+        raise WeightsError(
+            f"{checkpoint.name} holds a backbone without its last level and classifier (a segmentation network): "
+            "pass features_only=True for its feature maps, or num_classes= to train the rest anew"
+        )
+    args |= {key: value for key, value in overrides.items() if value is not None}
+    net: DiCENet = timm.create_model(architecture, **args)
+    result: Any = net
+    if features_only:  # before loading: what is pruned needs no weights
+        levels = len(net.feature_info) if complete else len(net.feature_info) - 1
+        result = FeatureGetterNet(net, out_indices=tuple(out_indices or range(levels)))
+    load_weights(net, checkpoint)
+    _restore_config(net, checkpoint.metadata)
+    result.pretrained_cfg = net.pretrained_cfg
+    return result
+
+
+def _restore_config(net: DiCENet, metadata: Mapping[str, Any]) -> None:
+    """Give a network the input size, class names and preprocessing of its file, where timm's tools look for them."""
+    cfg = dict(net.pretrained_cfg, num_classes=net.num_classes)
+    cfg.update(metadata.get("preprocessing", {}))
+    if "input_size" in metadata:
+        net.set_input_size(tuple(metadata["input_size"]))
+    names = metadata.get("class_names") or ()
+    if names and len(names) == net.num_classes:
+        cfg["label_names"] = tuple(names)
+    cfg["input_size"] = (net.in_chans, *net.input_size)
+    net.pretrained_cfg = net.default_cfg = cfg
+
+
+def _open(source: Source) -> Checkpoint:
+    """A local file, a state dict, or the name of an official checkpoint."""
+    if isinstance(source, str) and not Path(source).exists() and catalogue.find(source):
+        source = catalogue.fetch(source)
+    return open_source(source)
+
+
+def load(
+    source: Source,
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    **model_args: Any,
+) -> nn.Module:
+    """A network with its weights: from a file that training or :func:`save` wrote, or any other known checkpoint.
+
+    Args:
+        source: path of a .safetensors, .pth or .ckpt file, a state dict, or the name of an official checkpoint
+            (such as ``dicenet_100.edgenets_in1k``, fetched and verified).
+        num_classes: another class count: the classifier is fresh then.
+        in_chans: another number of picture channels: the first convolution is adapted.
+        features_only: return a module that gives the feature maps as a list.
+        out_indices: with ``features_only``, which levels.
+        model_args: further arguments of the network, such as ``drop_rate``.
+
+    Returns:
+        The network in training mode. Class names (``label_names``) and preprocessing are in ``pretrained_cfg``.
+
+    Raises:
+        WeightsError: see :func:`dicenet.models.fitting.load_weights`.
+    """
+    overrides = {"num_classes": num_classes, "in_chans": in_chans, **model_args}
+    return _load_network(_open(source), features_only, out_indices, overrides)
+
+
+def _expect(source: Source, wanted: str) -> Checkpoint:
+    checkpoint = _open(source)
+    found = recognise(checkpoint.state, checkpoint.name).format
+    if found != wanted:
+        raise WeightsError(f"{checkpoint.name} is a checkpoint of {found}, not of {wanted}: use dicenet.load()")
+    return checkpoint
+
+
+def load_pytorchcv(source: Source | nn.Module, **kwargs: Any) -> nn.Module:
+    """A network with the weights of a pytorchcv ``dicenet_*``: its file, state dict or module.
+
+    Width, classes and trained size are recognised (its ``dicenet_w7d8`` is width 1.75). Keyword arguments as
+    for :func:`load`.
+    """
+    if isinstance(source, nn.Module):
+        source = source.state_dict()
+    return load(_expect(source, PYTORCHCV.name).state, **kwargs)
+
+
+def load_edgenets(
+    source: Source, *, interleave: bool = True, dilation: tuple[int, int, int] = (1, 1, 1), **kwargs: Any
+) -> nn.Module:
+    """Whatever an official (EdgeNets) checkpoint or state dict holds, recognised by its names and shapes.
+
+    A classifier gives the network; a segmentation checkpoint its backbone (pass ``features_only=True``, or
+    ``num_classes``); the state dict of a unit, strided unit or block that module.
+
+    Args:
+        source: path or state dict.
+        interleave: for a unit whose channels were not interleaved (no network is made so).
+        dilation: for a unit with dilated kernels (likewise): depth, height, width.
+        kwargs: for networks, as for :func:`load`.
+
+    Raises:
+        WeightsError: not of EdgeNets, or see :func:`load`.
+    """
+    checkpoint = _expect(source, EDGENETS.name)
+    state = recognise(checkpoint.state, checkpoint.name).state
+    if "stem.conv.weight" in state:
+        return _load_network(checkpoint, kwargs.pop("features_only", False), kwargs.pop("out_indices", None), kwargs)
+    module = _module_for(state, interleave, dilation)
+    module.load_state_dict(state)
+    return module
+
+
+def _feature_size(state: Mapping[str, Tensor], unit: str) -> tuple[int, int]:
+    return len(state[f"{unit}dim_conv.weight_height"]), len(state[f"{unit}dim_conv.weight_width"])
+
+
+def _module_for(state: Mapping[str, Tensor], interleave: bool, dilation: tuple[int, int, int]) -> nn.Module:
+    """A fresh unit or block with the shapes of a state dict under our names."""
+    if "right.1.dim_conv.weight_depth" in state:
+        return StridedDiCEUnit(len(state["left.0.conv.weight"]), _feature_size(state, "right.1."))
+    if "transform.0.conv.weight" in state:
+        computed, rest = state["transform.0.conv.weight"].shape[:2]
+        # half of the input was kept; all official blocks have an even number of input channels
+        return DiCEBlock(2 * rest, computed + rest, _feature_size(state, "transform.1."))
+    kernel = state["dim_conv.weight_depth"]
+    return DiCEUnit(
+        len(kernel),
+        len(state["dim_fuse.spatial.conv.weight"]),
+        _feature_size(state, ""),
+        kernel.shape[-1],
+        dilation,
+        interleave,
+    )
+
+
+def convert(source: str, out: str) -> DiCENet:
+    """Turn a checkpoint of EdgeNets, pytorchcv or our training into one safetensors file of ours.
+
+    Args:
+        source: the checkpoint: .pth, .ckpt or .safetensors, or the name of an official one.
+        out: the file to write, which must not exist.
+
+    Returns:
+        The network that the file holds.
+    """
+    if Path(out).exists():
+        raise ConfigError(f"--out {out} exists: name a new file")
+    if Path(out).suffix != ".safetensors":
+        raise ConfigError(f"--out {out} must end with .safetensors")
+    net = load(source)
+    assert isinstance(net, DiCENet)
+    save(net, out)
+    return net

@@ -1,0 +1,127 @@
+"""The public ``dim_conv``: checks its arguments and chooses the implementation."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dicenet.errors import ConfigError
+from dicenet.ops import reference
+
+DimConvFunction = Callable[[Tensor, Tensor, Tensor, Tensor, tuple[int, int, int]], Tensor]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of ``dim_conv``.
+
+    ``supports`` says whether it can take these arguments; it is asked before every automatic choice.
+    """
+
+    function: DimConvFunction
+    supports: Callable[[Tensor, Tensor, tuple[int, int, int]], bool]
+
+
+_REFERENCE = Backend(reference.dim_conv, lambda x, weight, dilation: True)
+#: Known implementations, fastest first. The reference is last and takes everything.
+_BACKENDS: dict[str, Backend] = {"reference": _REFERENCE}
+_AUTO = "auto"
+
+
+def register_backend(name: str, backend: Backend) -> None:
+    """Make a faster implementation known. It is asked before all that are registered already."""
+    known = dict(_BACKENDS)
+    _BACKENDS.clear()
+    _BACKENDS.update({name: backend, **known})
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names of the implementations that can be used here, in order of preference."""
+    return tuple(_BACKENDS)
+
+
+def _checked(name: str) -> str:
+    if name != _AUTO and name not in _BACKENDS:
+        raise ConfigError(f"backend {name!r} is not available here: choose one of {', '.join((_AUTO, *_BACKENDS))}")
+    return name
+
+
+_FROM_ENVIRONMENT = os.environ.get("DICENET_BACKEND", _AUTO)
+_selected: ContextVar[str] = ContextVar("dicenet_backend", default=_FROM_ENVIRONMENT)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Use one implementation of ``dim_conv`` inside a ``with`` block, in this thread or task only.
+
+    ``name`` is one of :func:`available_backends` or ``"auto"``; others raise
+    :class:`~dicenet.errors.ConfigError`. The environment variable ``DICENET_BACKEND`` sets the same for a process.
+    """
+    token = _selected.set(_checked(name))
+    try:
+        yield
+    finally:
+        _selected.reset(token)
+
+
+def _choose(x: Tensor, weight_depth: Tensor, dilation: tuple[int, int, int]) -> DimConvFunction:
+    # Exported programs must hold standard operators only, so that they run where dicenet is not installed.
+    if torch.compiler.is_exporting():
+        return reference.dim_conv
+    name = _checked(_selected.get())
+    if name != _AUTO:
+        return _BACKENDS[name].function
+    for backend in _BACKENDS.values():
+        if backend.supports(x, weight_depth, dilation):
+            return backend.function
+    return reference.dim_conv
+
+
+def _check_shapes(x: Tensor, weight_depth: Tensor, weight_height: Tensor, weight_width: Tensor) -> None:
+    if x.dim() != 4:
+        raise ConfigError(f"dim_conv needs x of shape (N, C, H, W), got {tuple(x.shape)}")
+    kernel = weight_depth.shape[-1]
+    if kernel % 2 == 0:
+        raise ConfigError(f"dim_conv needs an odd kernel size, got {kernel}: an even one would change the map's size")
+    _, channels, height, width = x.shape
+    weights = {"depth": weight_depth, "height": weight_height, "width": weight_width}
+    for (name, weight), planes in zip(weights.items(), (channels, height, width), strict=True):
+        if weight.dim() != 4 or weight.shape[1:] != (1, kernel, kernel):
+            raise ConfigError(
+                f"dim_conv needs weight_{name} of shape (planes, 1, {kernel}, {kernel}), got {tuple(weight.shape)}"
+            )
+        if weight.shape[0] != planes:
+            raise ConfigError(
+                f"dim_conv got {weight.shape[0]} {name} kernels for a map of {channels} channels, height {height}, "
+                f"width {width}: the numbers must be equal (the layer dicenet.DimConv scales other sizes)"
+            )
+
+
+def dim_conv(
+    x: Tensor,
+    weight_depth: Tensor,
+    weight_height: Tensor,
+    weight_width: Tensor,
+    dilation: tuple[int, int, int] = (1, 1, 1),
+) -> Tensor:
+    """Dimension-wise convolution (paper, section 3.1): filter a map along each of its three dimensions.
+
+    Args:
+        x: the map, (N, C, H, W).
+        weight_depth: (C, 1, k, k), last axes (H, W), k odd.
+        weight_height: (H, 1, k, k), last axes (C, W).
+        weight_width: (W, 1, k, k), last axes (H, C).
+        dilation: of the depth, height and width kernels.
+
+    Returns:
+        (N, 3C, H, W): all depth planes, then all height planes, then all width planes.
+
+    Raises:
+        ConfigError: H, W or C differ from the number of kernels, or k is even.
+    """
+    _check_shapes(x, weight_depth, weight_height, weight_width)
+    return _choose(x, weight_depth, dilation)(x, weight_depth, weight_height, weight_width, dilation)

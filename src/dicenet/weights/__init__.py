@@ -1,0 +1,1 @@
+"""Where weights come from: official checkpoints, files, and the names other implementations use."""
