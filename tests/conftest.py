@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# The tests run in several processes: one thread each, also in the commands that they start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
@@ -17,6 +20,6 @@ def shared_path(relative: str) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared():
     return shared_path

@@ -125,9 +125,9 @@ def test_export_takes_the_reference():
 
 
 def test_unknown_backend():
-    with pytest.raises(dicenet.ConfigError, match="'cuda' is not available here: choose one of auto, reference"):
-        with use_backend("cuda"):
-            pass
+    message = "'cuda' is not available here: choose one of auto, reference"
+    with pytest.raises(dicenet.ConfigError, match=message), use_backend("cuda"):
+        pass
 
 
 @pytest.mark.parametrize(("name", "outcome"), [("reference", "fine"), ("nonsense", "ConfigError")])

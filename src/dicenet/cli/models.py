@@ -1,6 +1,7 @@
 """``dicenet models``."""
 
 import json as json_format
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -50,7 +51,9 @@ def models(checkpoints: bool = False, img_size: int = 224, json: bool = False) -
     if json:
         print(json_format.dumps(rows, indent=2))
         return
-    Console().print(_checkpoint_table(rows) if checkpoints else _network_table(rows, img_size))
+    # in a pipe or a file nothing is cut to the width of a screen
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(_checkpoint_table(rows) if checkpoints else _network_table(rows, img_size))
 
 
 COMMAND = Command(models)

@@ -102,7 +102,7 @@ def run(arguments: list[str], task_given: bool) -> int:
         parser = _parser(" ".join(words), command)
         values = parser.parse_args(options)
         values.pop("config", None)
-        command.function(**parser.instantiate_classes(values).as_dict())
+        command.function(**values.as_dict())
         return 0
     except jsonargparse.ArgumentError as error:
         return _failed(_parser_message(error), debug)
@@ -112,8 +112,9 @@ def run(arguments: list[str], task_given: bool) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
         return _failed(f"cannot write {error.filename or 'a file'}: {error.strerror}", debug)
-    except KeyboardInterrupt:
-        print("\ndicenet: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        advice = f"; {stop}".replace("TASK", words[-1]) if str(stop) else ""
+        print(f"\ndicenet: stopped{advice}", file=sys.stderr)
         return 130
 
 

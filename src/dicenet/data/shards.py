@@ -35,7 +35,7 @@ def _count_samples(shard: Path) -> int:
         with tarfile.open(shard) as archive:
             return sum(name.endswith(".cls") for name in archive.getnames())
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"shard {shard} cannot be read: {error}") from error
+        raise DataError(f"shard {shard} cannot be read: it is damaged or no tar archive") from error
 
 
 def _sample(item: dict[str, Any]) -> Sample:
@@ -74,7 +74,14 @@ class Shards:
 
     def samples(self, files: Sequence[Path], buffer: int = 0, seed: int = 0) -> Iterator[Sample]:
         """Samples of some shards, in order or shuffled through a buffer."""
-        data: Any = wds.WebDataset([str(file) for file in files], shardshuffle=False, nodesplitter=None)
+        # which process reads which shards is decided below, not again by webdataset
+        data: Any = wds.WebDataset(
+            [str(file) for file in files],
+            shardshuffle=False,
+            nodesplitter=None,
+            workersplitter=None,
+            empty_check=False,
+        )
         for item in data.shuffle(buffer, rng=random.Random(seed)) if buffer else data:
             sample = _sample(item)
             if sample.target >= len(self.class_names):

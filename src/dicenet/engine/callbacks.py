@@ -26,8 +26,8 @@ class MetricsTable(L.Callback):
         self.rows: list[dict[str, Any]] = []
         self.started = 0.0
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the rows of epochs that are finished."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the rows of epochs that are finished; only now Lightning knows how many are."""
         if self.path.exists():
             with self.path.open(newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= trainer.current_epoch]
@@ -108,4 +108,4 @@ class EpochLines(L.Callback):
         words = [f"{column} {known[column]:.4f}" for column in self.columns if column in known]
         seconds = time.monotonic() - self.started
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        self.console.print("  ".join([epoch, *words, f"{seconds:.0f} s"]), highlight=False)
+        self.console.print("  ".join([epoch, *words, f"{seconds:.0f} s"]), highlight=False, soft_wrap=True)

@@ -152,7 +152,7 @@ def fit(
         plugins=[WholeCheckpoints()],
         num_sanity_val_steps=0,
         enable_progress_bar=console.is_terminal,
-        log_every_n_steps=10,
+        log_every_n_steps=min(10, len(train)),
     )
     last = folder / LAST
     try:
@@ -162,4 +162,4 @@ def fit(
             raise
         # Lightning turns Ctrl-C into an exit with code 1 and blocks further ones
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        raise KeyboardInterrupt from None
+        raise KeyboardInterrupt(f"go on with: dicenet train TASK --resume {folder}") from None

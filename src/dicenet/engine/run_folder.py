@@ -1,5 +1,6 @@
 """The folder of a run: new for every run, and everything that the run leaves is in it."""
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ CONFIG = "config.yaml"
 BEST = "best.safetensors"
 LAST = "last.ckpt"
 METRICS = "metrics.csv"
+_SHARED_FOLDER = "DICENET_RUN_FOLDER"
 
 
 def default_run_folder(task: str, verb: str) -> Path:
@@ -24,9 +26,27 @@ def default_run_folder(task: str, verb: str) -> Path:
 def new_run_folder(out: str | Path | None, default: Path) -> Path:
     """Make the folder of a run: ``out``, which must be new or empty, or ``default``, numbered if it is taken.
 
+    Of several processes that train together the first makes it, the others use the same.
+
     Raises:
         ConfigError: ``out`` is a file or holds something, or cannot be made.
     """
+    if process_rank() > 0:
+        shared = os.environ.get(_SHARED_FOLDER, out)
+        if shared is None:
+            raise ConfigError("name the run folder with --out when you start several processes yourself")
+        return Path(shared)
+    folder = _make(out, default)
+    os.environ[_SHARED_FOLDER] = str(folder)  # the processes that Lightning starts inherit it
+    return folder
+
+
+def process_rank() -> int:
+    """Number of this process among those that train together, from 0; set by Lightning or torchrun."""
+    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
+
+
+def _make(out: str | Path | None, default: Path) -> Path:
     if out is None:
         names = [default, *(default.with_name(f"{default.name}-{n}") for n in range(2, 1000))]
     else:

@@ -177,6 +177,7 @@ class DiCENet(nn.Module):
         if stem not in STEMS:
             raise ConfigError(f"stem {stem!r} is unknown: choose one of {', '.join(STEMS)}")
         self.width = width
+        self.pretrained_cfg = self.default_cfg = {}  # filled in by timm
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.stem_type = stem
@@ -249,6 +250,14 @@ class DiCENet(nn.Module):
         Raises ConfigError for sides below 32.
         """
         self.input_size = _pair(img_size)
+        self._record_input_size()
+
+    def _record_input_size(self) -> None:
+        """Keep timm's configuration, from which its tools take the size of data, in step."""
+        self.pretrained_cfg = self.default_cfg = {
+            **self.pretrained_cfg,
+            "input_size": (self.in_chans, *self.input_size),
+        }
 
     def rebase(self, img_size: ImgSize) -> None:
         """Resize the height and width kernels to a new trained size, in place, and make it the input size too.
@@ -262,7 +271,8 @@ class DiCENet(nn.Module):
             for module in stage.modules():
                 if isinstance(module, DimConv):
                     module.rebase(feature_size)
-        self.trained_size = self.input_size = size
+        self.trained_size = size
+        self.set_input_size(size)
 
     # -- timm's contract
 
@@ -441,7 +451,7 @@ def _create_dicenet(width: Width, pretrained: bool = False, **kwargs: Any) -> An
         overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
         kwargs["pretrained_cfg_overlay"] = _source_overlay(width.name, kwargs.get("pretrained_cfg"), overlay)
     out_indices = tuple(range(4 if kwargs.get("stem") == "small" else 5))
-    return build_model_with_cfg(
+    model: Any = build_model_with_cfg(
         DiCENet,
         width.name,
         pretrained,
@@ -449,6 +459,10 @@ def _create_dicenet(width: Width, pretrained: bool = False, **kwargs: Any) -> An
         feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
         **kwargs,
     )
+    net: DiCENet = getattr(model, "model", model)  # inside, if only features were asked for
+    net.set_input_size(net.input_size)
+    model.pretrained_cfg["input_size"] = net.pretrained_cfg["input_size"]
+    return model
 
 
 def _register(widths: Iterable[Width]) -> None:

@@ -130,14 +130,13 @@ def _load_network(
 def _restore_config(net: DiCENet, metadata: Mapping[str, Any]) -> None:
     """Give a network the input size, class names and preprocessing of its file, where timm's tools look for them."""
     cfg = dict(net.pretrained_cfg, num_classes=net.num_classes)
-    cfg.update(metadata.get("preprocessing", {}))
-    if "input_size" in metadata:
-        net.set_input_size(tuple(metadata["input_size"]))
+    for key, value in metadata.get("preprocessing", {}).items():
+        cfg[key] = tuple(value) if isinstance(value, list) else value
     names = metadata.get("class_names") or ()
     if names and len(names) == net.num_classes:
         cfg["label_names"] = tuple(names)
-    cfg["input_size"] = (net.in_chans, *net.input_size)
     net.pretrained_cfg = net.default_cfg = cfg
+    net.set_input_size(tuple(metadata.get("input_size", net.trained_size)))
 
 
 def _open(source: Source) -> Checkpoint:

@@ -32,6 +32,7 @@ from dicenet.engine.run_folder import (
     METRICS,
     default_run_folder,
     new_run_folder,
+    process_rank,
     read_config,
     resumed_folder,
     write_config,
@@ -83,7 +84,7 @@ class ClassifyTask(L.LightningModule):
 
     def __init__(self, net: DiCENet, class_names: Sequence[str], optimisation: Optimisation | None = None) -> None:
         super().__init__()
-        self.net = net
+        self.net = net.to(memory_format=torch.channels_last)
         self.class_names = list(class_names)
         self.optimisation = optimisation or Optimisation()
         classes = len(self.class_names)
@@ -116,7 +117,9 @@ class ClassifyTask(L.LightningModule):
                 f"the loss became {loss.item()} in epoch {self.current_epoch + 1}, step {self.global_step + 1}: use a "
                 f"smaller --lr than {self.optimisation.lr} or a longer --warmup"
             )
-        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(scores[1]))
+        self.log(
+            "train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(scores[1]), sync_dist=True
+        )
         return loss
 
     def _judge(self, batch: dict[str, Any]) -> Tensor | None:
@@ -135,7 +138,7 @@ class ClassifyTask(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the scores and start anew."""
         for name, value in self.validation_scores().items():
-            self.log(f"val_{name}", value, prog_bar=name == "top1")
+            self.log(f"val_{name}", value, prog_bar=name == "top1", sync_dist=True)
         self.metrics.reset()
         self.loss.reset()
 
@@ -260,7 +263,7 @@ def train(
     check_device(device)
     flush_denormals()
     L.seed_everything(seed, workers=True, verbose=False)
-    console = Console()
+    console = Console(quiet=process_rank() > 0)
 
     dataset = open_classification_data(data)
     train_part, val_part, judged_on = _training_parts(dataset, val_fraction, seed)
@@ -277,12 +280,12 @@ def train(
         highlight=False,
         soft_wrap=True,
     )
-    if resume is None:
+    if resume is None and process_rank() == 0:
         write_config(folder, config)
-    elif (folder / LAST).exists():
+    elif resume and (folder / LAST).exists():
         finished = _finished_epochs(folder / LAST)
         console.print(f"resuming behind epoch {finished} of {epochs}", highlight=False)
-    else:
+    elif resume:
         console.print("no epoch was finished: starting anew", highlight=False)
 
     settings = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed)
@@ -414,7 +417,7 @@ def _start_small(classifier: nn.Module) -> None:
 
 def _training_preprocessing(net: DiCENet, img_size: Any) -> Preprocessing:
     """How pictures become inputs; kept in the network's configuration, so that it is saved with the weights."""
-    cfg = dict(net.pretrained_cfg, input_size=(net.in_chans, *net.input_size))
+    cfg = dict(net.pretrained_cfg)
     if net.stem_type == "small":
         cfg["crop_pct"] = 1.0  # a small picture is shown whole
     preprocessing = Preprocessing.of(cfg)
@@ -437,7 +440,8 @@ def _print_bad_pictures(bad: dict[str, str], console: Console) -> None:
     for reason in list(bad.values())[:10]:
         console.print(f"left out: {reason}", highlight=False, markup=False, soft_wrap=True)
     if bad:
-        console.print(f"{len(bad)} pictures could not be read and were left out", highlight=False)
+        pictures = "1 picture" if len(bad) == 1 else f"{len(bad)} pictures"
+        console.print(f"{pictures} could not be read: left out", highlight=False)
 
 
 # -- evaluation
@@ -459,8 +463,7 @@ def _load_classifier(weights: str, img_size: int | tuple[int, int] | None) -> tu
         raise WeightsError(f"{weights} has no classifier")
     if img_size is not None:
         net.set_input_size(img_size)
-    cfg = dict(net.pretrained_cfg, input_size=(net.in_chans, *net.input_size))
-    return net.eval().to(memory_format=torch.channels_last), Preprocessing.of(cfg)
+    return net.eval().to(memory_format=torch.channels_last), Preprocessing.of(net.pretrained_cfg)
 
 
 def _class_order(data_names: Sequence[str], net: DiCENet, weights: str) -> list[int]:
