@@ -10,7 +10,7 @@ import threading
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.models import adapt_input_conv
 
 import dicenet
@@ -365,6 +365,23 @@ def test_files_are_whole_or_absent(tmp_path):
         atomic_path(tmp_path / "flat" / "file"),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ("{", "damaged description"),
+        ("[]", "incomplete description"),
+        ('{"architecture": "dicenet_010"}', "incomplete description"),
+        ('{"architecture": "dicenet_011", "model_args": {}}', "'dicenet_011' is unknown"),
+        ('{"architecture": "dicenet_010", "model_args": {}, "format": 99}', "newer dicenet"),
+    ],
+)
+def test_damaged_descriptions(tmp_path, description, message):
+    net = timm.create_model("dicenet_010", num_classes=2, img_size=32)
+    save_file(net.state_dict(), tmp_path / "net.safetensors", {"dicenet": description})
+    with pytest.raises(dicenet.DicenetError, match=message):
+        dicenet.load(tmp_path / "net.safetensors")
 
 
 def test_saving_checks_the_class_names(tmp_path):

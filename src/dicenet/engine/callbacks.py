@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from rich.console import Console
 
+from dicenet.engine.console import say
 from dicenet.weights.files import write_bytes
 
 
@@ -108,4 +109,4 @@ class EpochLines(L.Callback):
         words = [f"{column} {known[column]:.4f}" for column in self.columns if column in known]
         seconds = time.monotonic() - self.started
         epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        self.console.print("  ".join([epoch, *words, f"{seconds:.0f} s"]), highlight=False, soft_wrap=True)
+        say(self.console, "  ".join([epoch, *words, f"{seconds:.0f} s"]))

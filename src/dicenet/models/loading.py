@@ -16,11 +16,10 @@ from dicenet.models.dicenet import WIDTHS, DiCEBlock, DiCENet, StridedDiCEUnit, 
 from dicenet.models.fitting import Source, load_weights, open_source, trained_size_of
 from dicenet.weights import catalogue
 from dicenet.weights.edgenets import EDGENETS
-from dicenet.weights.files import Checkpoint, write_safetensors
+from dicenet.weights.files import FILE_FORMAT, Checkpoint, write_safetensors
 from dicenet.weights.formats import recognise
 from dicenet.weights.pytorchcv import PYTORCHCV
 
-FILE_FORMAT = 1
 #: What is kept of timm's pretrained configuration: how pictures must be prepared.
 PREPROCESSING_KEYS = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
@@ -92,7 +91,7 @@ def _width_of(state: Mapping[str, Tensor], name: str) -> Width:
 def _model_args(state: Mapping[str, Tensor], checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
     """Architecture and arguments that a state dict was made with: as its file says, or read off its shapes."""
     if checkpoint.metadata:
-        return checkpoint.metadata["architecture"], dict(checkpoint.metadata["model_args"])
+        return check_model_name(checkpoint.metadata["architecture"]), dict(checkpoint.metadata["model_args"])
     classifier = state.get("classifier.weight")
     return _width_of(state, checkpoint.name).name, {
         "num_classes": 0 if classifier is None else len(classifier),

@@ -1,6 +1,7 @@
 """Files: downloaded and verified, read safely, written whole."""
 
 import hashlib
+import http.client
 import json
 import os
 import pickle
@@ -21,6 +22,8 @@ from dicenet.errors import DicenetError, WeightsError
 
 #: Key of the JSON text that describes a network in the metadata of our own files.
 METADATA_KEY = "dicenet"
+#: Of that description; raised when older versions could no longer read it.
+FILE_FORMAT = 1
 #: Wrappers around state dicts: of training programs, and of DDP, compile and our own training task.
 _WRAPPERS = ("state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "net.")
@@ -93,7 +96,7 @@ def download_verified(url: str, path: Path, sha1: str, progress: bool = True) ->
     with atomic_path(path) as temporary:
         try:
             torch.hub.download_url_to_file(url, str(temporary), progress=progress)
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             reason = getattr(error, "reason", error)
             raise WeightsError(
                 f"cannot download {url}: {reason}; without a connection, place the file at {path}"
@@ -112,6 +115,23 @@ class Checkpoint(NamedTuple):
     name: str
 
 
+def _metadata(text: Any, path: Path) -> dict[str, Any]:
+    """The description of a network that a file of ours holds; empty for files of others."""
+    if not isinstance(text, str):
+        return {}
+    try:
+        metadata = json.loads(text)
+    except ValueError as error:
+        raise WeightsError(f"{path} has a damaged description of its network: {error}") from error
+    if not isinstance(metadata, dict) or not {"architecture", "model_args"} <= metadata.keys():
+        raise WeightsError(
+            f"{path} has an incomplete description of its network: architecture or model_args is missing"
+        )
+    if metadata.get("format", 0) > FILE_FORMAT:
+        raise WeightsError(f"{path} was written by a newer dicenet (format {metadata['format']}): update dicenet")
+    return metadata
+
+
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
@@ -119,7 +139,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
         raise WeightsError(f"{path} is not a whole safetensors file: {error}") from error
-    return state, json.loads(text) if text else {}
+    return state, _metadata(text, path)
 
 
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -139,7 +159,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict")
     text = content.get(METADATA_KEY)
     state = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
-    return state, json.loads(text) if isinstance(text, str) else {}
+    return state, _metadata(text, path)
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -1,0 +1,8 @@
+"""Classification: one class per picture."""
+
+from dicenet.tasks.classify.evaluate import evaluate
+from dicenet.tasks.classify.predict import predict
+from dicenet.tasks.classify.task import ClassifyTask, Optimisation
+from dicenet.tasks.classify.train import train
+
+__all__ = ["ClassifyTask", "Optimisation", "evaluate", "predict", "train"]

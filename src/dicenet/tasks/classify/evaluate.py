@@ -1,0 +1,158 @@
+"""Judging a classifier."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from timm.data import ImageNetInfo
+from torch import Tensor
+
+from dicenet.data.classification import open_classification_data
+from dicenet.data.samples import LoaderSettings
+from dicenet.data.transforms import evaluation_transform
+from dicenet.engine.console import say, say_what_was_left_out
+from dicenet.engine.fit import check_device, make_trainer
+from dicenet.engine.run_folder import default_run_folder, new_run_folder
+from dicenet.errors import ConfigError
+from dicenet.models.dicenet import DiCENet
+from dicenet.tasks.classify.task import TASK, ClassifyTask
+from dicenet.tasks.classify.train import default_workers
+from dicenet.tasks.classify.trained import IMAGENET_CLASSES, class_names_of, load_classifier
+from dicenet.tasks.drawing import confusion_plot, png
+from dicenet.weights.files import write_bytes, write_json
+
+
+def _class_order(data_names: Sequence[str], net: DiCENet, weights: str) -> list[int]:
+    """For each class of the data the class of the network with the same name (or WordNet id)."""
+    names = class_names_of(net)
+    known = {name: index for index, name in enumerate(names)}
+    if net.num_classes == IMAGENET_CLASSES and "label_names" not in net.pretrained_cfg:
+        known |= {wnid: index for index, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+    unknown = [name for name in data_names if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"{weights} was trained for {len(names)} classes ({', '.join(names[:5])}, ...), the data has "
+            f"{len(data_names)}, among them unknown ones: {', '.join(unknown[:5])}"
+        )
+    return [known[name] for name in data_names]
+
+
+def evaluate(
+    weights: str,
+    data: str,
+    split: str | None = None,
+    out: str | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    batch_size: int = 128,
+    workers: int | None = None,
+    device: str = "auto",
+    precision: str = "32-true",
+) -> dict[str, Any]:
+    """Judge a classifier on pictures of known classes.
+
+    Args:
+        weights: of the classifier: a file of any known format, or the name of an official checkpoint.
+        data: folder of a data set, or "digits", as for training; classes are matched by name.
+        split: train, val, test or all; the first there is of test, val, all if not given.
+        out: folder for the results, new or empty; runs/classify/evaluate-<date>-<time> if not given.
+        img_size: another input size in pixels, or [height, width], than the one saved with the weights.
+        batch_size: pictures at a time.
+        workers: processes that read pictures.
+        device: auto, cpu, cuda or mps.
+        precision: Lightning's, such as bf16-mixed.
+
+    Returns:
+        What results.json holds: top1, top5, loss, the table of classes, the confusion matrix, unreadable pictures.
+    """
+    check_device(device)
+    console = Console()
+    net, preprocessing = load_classifier(weights, img_size)
+    dataset = open_classification_data(data)
+    split, part = dataset.evaluation_part(split)
+    order = _class_order(dataset.class_names, net, weights)
+    folder = new_run_folder(out, default_run_folder(TASK, "evaluate"))
+
+    settings = LoaderSettings(batch_size, default_workers() if workers is None else workers)
+    task = _ReorderedTask(net, class_names_of(net), order)
+    trainer = make_trainer(
+        accelerator=device,
+        devices=1,
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=console.is_terminal,
+    )
+    trainer.test(task, part.loader(evaluation_transform(preprocessing), False, settings), verbose=False)
+    scores = task.validation_scores()
+    results = {
+        "task": TASK,
+        "weights": str(weights),
+        "data": data,
+        "split": split,
+        "pictures": len(part),
+        "input_size": list(preprocessing.input_size),
+        **scores,
+        "classes": _class_table(task.confusion.compute(), task.class_names, order),
+        "confusion": task.confusion.compute().tolist() if net.num_classes <= 100 else None,
+        "errors": [{"path": name, "reason": reason} for name, reason in task.bad_pictures.items()],
+    }
+    write_json(folder / "results.json", results)
+    if net.num_classes <= 100:
+        plot = confusion_plot(task.confusion.compute().cpu().numpy(), task.class_names)
+        write_bytes(folder / "confusion.png", png(plot))
+    _print_results(results, folder, console)
+    return results
+
+
+class _ReorderedTask(ClassifyTask):
+    """Judges on data whose classes stand in another order than the network's."""
+
+    def __init__(self, net: DiCENet, class_names: Sequence[str], order: Sequence[int]) -> None:
+        super().__init__(net, class_names)
+        self.register_buffer("order", torch.tensor(order))
+
+    def _scores(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+        if "image" in batch:
+            batch["target"] = self.order[batch["target"]]
+        return super()._scores(batch)
+
+
+def _class_table(confusion: Tensor, names: Sequence[str], order: Sequence[int]) -> list[dict[str, Any]]:
+    """Per class of the data: pictures, top1 (recall), precision, f1; None where there is nothing to divide by."""
+    rows = []
+    for index in order:
+        right = int(confusion[index, index])
+        pictures, predicted = int(confusion[index].sum()), int(confusion[:, index].sum())
+        rows.append(
+            {
+                "class": names[index],
+                "pictures": pictures,
+                "top1": right / pictures if pictures else None,
+                "precision": right / predicted if predicted else None,
+                "f1": 2 * right / (pictures + predicted) if pictures + predicted else None,
+            }
+        )
+    return rows
+
+
+def _print_results(results: dict[str, Any], folder: Path, console: Console) -> None:
+    rows = results["classes"]
+    shown = rows if len(rows) <= 50 else sorted(rows, key=lambda row: (row["top1"] is None, row["top1"]))[:20]
+    table = Table(title=None if len(shown) == len(rows) else "the 20 classes with the lowest top-1")
+    table.add_column("class")
+    for column in ("pictures", "top-1", "precision", "f1"):
+        table.add_column(column, justify="right")
+    for row in shown:
+        values = ["-" if row[key] is None else f"{100 * row[key]:.1f} %" for key in ("top1", "precision", "f1")]
+        table.add_row(row["class"], str(row["pictures"]), *values)
+    console.print(table)
+    say_what_was_left_out(console, {e["path"]: e["reason"] for e in results["errors"]})
+    judged = results["pictures"] - len(results["errors"])
+    say(
+        console,
+        f"{judged} pictures of {results['data']} ({results['split']}): top-1 {100 * results['top1']:.2f} %, "
+        f"top-5 {100 * results['top5']:.2f} %, loss {results['loss']:.4f}; {folder / 'results.json'}",
+    )

@@ -1,0 +1,158 @@
+"""Naming the classes of pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from dicenet.data.pictures import find_pictures, read_picture
+from dicenet.data.transforms import Preprocessing, evaluation_transform
+from dicenet.engine.console import say, say_what_was_left_out
+from dicenet.engine.fit import check_device
+from dicenet.engine.run_folder import default_run_folder, new_run_folder
+from dicenet.errors import ConfigError, DataError
+from dicenet.models.dicenet import DiCENet
+from dicenet.tasks.classify.task import TASK
+from dicenet.tasks.classify.trained import class_names_of, load_classifier
+from dicenet.tasks.drawing import with_classes
+from dicenet.weights.files import atomic_path, write_json
+
+_SHOWN = 20
+
+
+def _torch_device(device: str) -> torch.device:
+    check_device(device)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(device)
+
+
+def predict(
+    paths: Sequence[str],
+    weights: str,
+    out: str | None = None,
+    top: int = 5,
+    draw: bool = True,
+    img_size: int | tuple[int, int] | None = None,
+    batch_size: int = 32,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Name the classes of pictures.
+
+    Args:
+        paths: pictures, and folders of pictures.
+        weights: of the classifier: a file of any known format, or the name of an official checkpoint.
+        out: folder for the results, new or empty; runs/classify/predict-<date>-<time> if not given.
+        top: how many classes to name.
+        draw: also write each picture with its classes drawn in.
+        img_size: another input size in pixels, or [height, width], than the one saved with the weights.
+        batch_size: pictures at a time.
+        device: auto, cpu, cuda or mps.
+
+    Returns:
+        What predictions.json holds: items (file, result: class, index, score, best first) and errors (path, reason).
+    """
+    target = _torch_device(device)
+    if top < 1 or batch_size < 1:
+        raise ConfigError(f"top and batch_size must be at least 1, got {top} and {batch_size}")
+    console = Console()
+    net, preprocessing = load_classifier(weights, img_size)
+    net = net.to(target)
+    files = find_pictures(paths)
+    folder = new_run_folder(out, default_run_folder(TASK, "predict"))
+    names = _PictureNames(folder / "pictures")
+    items: list[dict[str, Any]] = []
+    errors: dict[str, str] = {}
+
+    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    for chosen in track(batches, "predicting", console=console, transient=True, disable=not console.is_terminal):
+        pictures = _readable(chosen, errors)
+        for (file, picture), result in zip(pictures, _answers(net, preprocessing, pictures, top, target), strict=True):
+            items.append({"file": str(file), "result": result})
+            if draw:
+                _draw(picture, result, names.new(file))
+    predictions = {
+        "task": TASK,
+        "weights": str(weights),
+        "items": items,
+        "errors": [{"path": path, "reason": reason} for path, reason in errors.items()],
+    }
+    write_json(folder / "predictions.json", predictions)
+    _print_predictions(predictions, folder, console)
+    if not items:
+        raise DataError(f"none of the {len(files)} pictures could be read, the first: {next(iter(errors.values()))}")
+    return predictions
+
+
+def _readable(files: Sequence[Path], errors: dict[str, str]) -> list[tuple[Path, Image.Image]]:
+    """The pictures among ``files``; for the others the reason is put into ``errors``."""
+    pictures = []
+    for file in files:
+        try:
+            pictures.append((file, read_picture(file)))
+        except DataError as error:
+            errors[str(file)] = str(error)
+    return pictures
+
+
+def _answers(
+    net: DiCENet,
+    preprocessing: Preprocessing,
+    pictures: Sequence[tuple[Path, Image.Image]],
+    top: int,
+    device: torch.device,
+) -> list[list[dict[str, Any]]]:
+    """For each picture its best classes: name, index, score."""
+    if not pictures:
+        return []
+    names = class_names_of(net)
+    transform = evaluation_transform(preprocessing)
+    batch = torch.stack([transform(picture) for _, picture in pictures])
+    with torch.inference_mode():
+        scores = net(batch.to(device, memory_format=torch.channels_last)).float().softmax(dim=1).cpu()
+    best = scores.topk(min(top, len(names)))
+    return [
+        [
+            {"class": names[index], "index": index, "score": round(score, 6)}
+            for score, index in zip(values, indices, strict=True)
+        ]
+        for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+
+
+def _draw(picture: Image.Image, result: Sequence[dict[str, Any]], path: Path) -> None:
+    drawn = with_classes(picture, [(answer["class"], answer["score"]) for answer in result])
+    with atomic_path(path) as temporary:
+        drawn.save(temporary, "JPEG", quality=90)
+
+
+def _print_predictions(predictions: dict[str, Any], folder: Path, console: Console) -> None:
+    items, errors = predictions["items"], predictions["errors"]
+    for item in items[:_SHOWN]:
+        best = item["result"][0]
+        say(console, f"{item['file']}: {best['class']} {100 * best['score']:.1f} %")
+    if len(items) > _SHOWN:
+        say(console, f"... and {len(items) - _SHOWN} more")
+    say_what_was_left_out(console, {error["path"]: error["reason"] for error in errors})
+    say(console, f"{len(items)} answered, {len(errors)} left out; {folder / 'predictions.json'}")
+
+
+class _PictureNames:
+    """File names for drawn pictures: the picture's own, numbered where two are called alike."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.taken: set[str] = set()
+
+    def new(self, file: Path) -> Path:
+        """A name that was not given before."""
+        name, number = f"{file.stem}.jpg", 1
+        while name.lower() in self.taken:
+            number += 1
+            name = f"{file.stem}-{number}.jpg"
+        self.taken.add(name.lower())
+        return self.folder / name

@@ -1,0 +1,289 @@
+"""Training a classifier."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning as L
+import timm
+import torch
+from rich.console import Console
+from torch import nn
+
+from dicenet.data.classification import ClassificationData, open_classification_data, small_input, split_off
+from dicenet.data.samples import LoaderSettings, Part
+from dicenet.data.transforms import Augmentation, Preprocessing, evaluation_transform, training_transform
+from dicenet.engine.callbacks import BestWeights
+from dicenet.engine.console import say, say_what_was_left_out
+from dicenet.engine.fit import check_device, fit, flush_denormals
+from dicenet.engine.run_folder import (
+    BEST,
+    LAST,
+    METRICS,
+    default_run_folder,
+    new_run_folder,
+    process_rank,
+    read_config,
+    resumed_folder,
+    write_config,
+)
+from dicenet.errors import ConfigError, WeightsError
+from dicenet.models.dicenet import DiCENet
+from dicenet.models.loading import check_model_name, load, save
+from dicenet.tasks.classify.task import TASK, ClassifyTask, Optimisation
+from dicenet.tasks.drawing import png, read_metrics, training_curves
+from dicenet.weights.files import read_checkpoint, write_bytes
+
+COLUMNS = ("train_loss", "val_loss", "val_top1", "val_top5")
+_DEFAULT_MODEL = "dicenet_100"
+
+
+def train(
+    data: str | None = None,
+    model: str | None = None,
+    weights: str | None = None,
+    out: str | None = None,
+    resume: str | None = None,
+    epochs: int = 30,
+    batch_size: int = 128,
+    img_size: int | tuple[int, int] | None = None,
+    stem: str | None = None,
+    in_chans: int = 3,
+    optimizer: str = "sgd",
+    lr: float | None = None,
+    weight_decay: float = 5e-4,
+    momentum: float = 0.9,
+    schedule: str = "linear",
+    warmup: float = 0.1,
+    label_smoothing: float = 0.0,
+    drop_rate: float | None = None,
+    ema: float = 0.0,
+    augment: str | None = None,
+    min_scale: float | None = None,
+    hflip: float | None = None,
+    val_fraction: float = 0.2,
+    seed: int = 1882,
+    workers: int | None = None,
+    device: str = "auto",
+    devices: int | str = "auto",
+    strategy: str = "auto",
+    precision: str = "32-true",
+    accumulate: int = 1,
+    clip: float | None = None,
+) -> Path:
+    """Train a classifier on a folder of pictures.
+
+    Args:
+        data: folder of a data set, or "digits". Its layout is recognised: train and val (or test) folders of class
+            folders or WebDataset shards, one level of class folders, torchvision's CIFAR.
+        model: name of the network (see 'dicenet models'); dicenet_100 unless weights say otherwise.
+        weights: start from these: a file of any known format, or the name of an official checkpoint.
+        out: folder of the run, new or empty; runs/classify/train-<date>-<time> if not given.
+        resume: a run folder: go on from its last finished epoch, with its arguments.
+        epochs: passes over the training pictures.
+        batch_size: pictures per step.
+        img_size: side of the input in pixels, or [height, width]; 224, or the pictures' own size if small.
+        stem: standard, or small for small pictures; chosen by the pictures' size.
+        in_chans: 3 for colour, 1 for grey.
+        optimizer: sgd (Nesterov), adamw or lamb.
+        lr: peak learning rate; 0.1 from scratch, 0.02 from weights.
+        weight_decay: on convolution weights only.
+        momentum: of sgd.
+        schedule: linear or cosine (both to zero), or constant.
+        warmup: part of the run in which the learning rate rises.
+        label_smoothing: part of the target given to all classes.
+        drop_rate: dropout before the classifier; the official rate of the width if not given.
+        ema: decay of an average of the weights that is validated and saved instead, such as 0.999; 0: none.
+        augment: resized-crop, shift or none; chosen by the pictures' size.
+        min_scale: smallest part of a picture that a resized crop takes; 0.2 up to width 1.0, else 0.08.
+        hflip: probability of mirroring; 0.5, or 0 for digits.
+        val_fraction: part of each class held out where the data has no val or test folder.
+        seed: of weights, order and augmentation.
+        workers: processes that read pictures.
+        device: auto, cpu, cuda or mps.
+        devices: how many, or "auto".
+        strategy: Lightning's, such as ddp.
+        precision: Lightning's, such as bf16-mixed.
+        accumulate: batches per optimiser step.
+        clip: largest norm of the gradient.
+
+    Returns:
+        The run folder, with best.safetensors, last.ckpt, metrics.csv, config.yaml, curves.png, TensorBoard logs.
+    """
+    config = {key: value for key, value in locals().items() if key not in ("resume", "out")}
+    if resume is not None and data is None:
+        return train(**{**read_config(resumed_folder(resume)), "resume": resume})
+    if data is None:
+        raise ConfigError("no data: give --data FOLDER (or --data digits)")
+    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("accumulate", accumulate)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+    if model and "." in check_model_name(model):  # a tag names official weights
+        model, weights = model.split(".")[0], weights or model
+    peak = lr if lr is not None else (0.1 if weights is None else 0.02)
+    optimisation = Optimisation(optimizer, peak, weight_decay, momentum, schedule, warmup, label_smoothing)
+    check_device(device)
+    flush_denormals()
+    L.seed_everything(seed, workers=True, verbose=False)
+    console = Console(quiet=process_rank() > 0)
+
+    dataset = open_classification_data(data)
+    train_part, val_part, judged_on = _training_parts(dataset, val_fraction, seed)
+    size, stem = _input_for(dataset, img_size, stem, weights, console)
+    net = _network(model, weights, dataset.class_names, in_chans, size, stem, drop_rate)
+    preprocessing = _training_preprocessing(net)
+    augmentation = _augmentation(net, data, augment, min_scale, hflip)
+
+    folder = resumed_folder(resume) if resume else new_run_folder(out, default_run_folder(TASK, "train"))
+    say(
+        console,
+        f"{net.width.name}, {len(dataset.class_names)} classes, input {net.input_size[0]}x{net.input_size[1]}, "
+        f"{net.stem_type} stem; {len(train_part)} pictures to train on, {len(val_part)} to judge by ({judged_on}); "
+        f"run folder {folder}",
+    )
+    if resume is None and process_rank() == 0:
+        write_config(folder, config)
+    elif resume and (folder / LAST).exists():
+        finished = _finished_epochs(folder / LAST)
+        say(console, f"resuming behind epoch {finished} of {epochs}")
+    elif resume:
+        say(console, "no epoch was finished: starting anew")
+
+    settings = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed)
+    task = ClassifyTask(net, dataset.class_names, optimisation)
+
+    def write_best(epoch: int, scores: dict[str, float]) -> None:
+        save(net, folder / BEST, dataset.class_names, training={"epoch": epoch, **scores})
+
+    fit(
+        task,
+        train_part.loader(training_transform(preprocessing, augmentation), True, settings),
+        val_part.loader(evaluation_transform(preprocessing), False, settings),
+        folder,
+        columns=COLUMNS,
+        callbacks=[BestWeights("top1", write_best)],
+        console=console,
+        epochs=epochs,
+        ema=ema,
+        device=device,
+        devices=devices,
+        strategy=strategy,
+        precision=precision,
+        accumulate=accumulate,
+        clip=clip,
+    )
+    if task.global_rank == 0:
+        say_what_was_left_out(console, task.bad_pictures)
+        rows = read_metrics(folder / METRICS)
+        write_bytes(folder / "curves.png", png(training_curves(rows, "val_top1", "validation top-1")))
+        best = max(rows, key=lambda row: row["val_top1"])
+        say(
+            console,
+            f"best epoch {best['epoch']:.0f}: top-1 {100 * best['val_top1']:.2f} %; weights in {folder / BEST}",
+        )
+    return folder
+
+
+def default_workers() -> int:
+    """Reading processes: half of the processors, at most 4."""
+    return min(4, (os.cpu_count() or 2) // 2)
+
+
+def _finished_epochs(checkpoint: Path) -> int:
+    """Number of finished epochs in a checkpoint. Raises WeightsError if it cannot be read."""
+    read_checkpoint(checkpoint)
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
+
+
+def _training_parts(dataset: ClassificationData, val_fraction: float, seed: int) -> tuple[Part, Part, str]:
+    """The parts to train on and to judge by, and in words what the second is."""
+    parts = dataset.parts
+    train_part = parts.get("train") or parts.get("all")
+    if train_part is None:
+        raise ConfigError(f"{dataset.path} has no part to train on: it has {', '.join(parts)}")
+    for name in ("val", "test"):
+        if "train" in parts and name in parts:
+            return train_part, parts[name], f"{name} part"
+    return *split_off(train_part, val_fraction, seed), f"{val_fraction:.0%} held out"
+
+
+def _input_for(
+    dataset: ClassificationData,
+    img_size: int | tuple[int, int] | None,
+    stem: str | None,
+    weights: str | None,
+    console: Console,
+) -> tuple[int | tuple[int, int] | None, str | None]:
+    """Input size and stem: as asked; else those of the weights; else chosen by the size of the pictures."""
+    if img_size is not None or weights is not None:
+        return img_size, stem
+    small = small_input(dataset.median_side())
+    if small is None:
+        return img_size, stem
+    stem = stem or "small"
+    say(console, f"small pictures: input size {small}, {stem} stem (--img-size and --stem override)")
+    return small, stem
+
+
+def _network(
+    model: str | None,
+    weights: str | None,
+    class_names: Sequence[str],
+    in_chans: int,
+    img_size: int | tuple[int, int] | None,
+    stem: str | None,
+    drop_rate: float | None,
+) -> DiCENet:
+    """The network to train, with fresh or given weights; a fresh classifier starts near zero."""
+    if weights is None:
+        net = timm.create_model(
+            model or _DEFAULT_MODEL,
+            num_classes=len(class_names),
+            in_chans=in_chans,
+            img_size=img_size or 224,
+            stem=stem or "standard",
+            drop_rate=drop_rate,
+        )
+        _start_small(net.get_classifier())
+        return net
+    net = load(weights, num_classes=len(class_names), in_chans=in_chans, drop_rate=drop_rate)
+    assert isinstance(net, DiCENet)
+    if model and net.width.name != model:
+        raise WeightsError(
+            f"{weights} is a checkpoint of {net.width.name}, not of {model}: give --model {net.width.name}"
+        )
+    if stem and stem != net.stem_type:
+        raise WeightsError(f"{weights} was made with the {net.stem_type} stem, not the {stem} one: leave out --stem")
+    if tuple(net.pretrained_cfg.get("label_names") or ()) != tuple(class_names):
+        net.reset_classifier(len(class_names))
+        _start_small(net.get_classifier())
+    if img_size is not None:
+        net.set_input_size(img_size)
+    return net
+
+
+def _start_small(classifier: nn.Module) -> None:
+    """Begin with almost equal logits: the official initialisation starts few classes at a loss far above chance."""
+    if isinstance(classifier, nn.Conv2d):
+        nn.init.normal_(classifier.weight, std=0.01)
+
+
+def _training_preprocessing(net: DiCENet) -> Preprocessing:
+    """How pictures become inputs; kept in the network's configuration, so that it is saved with the weights."""
+    cfg = dict(net.pretrained_cfg)
+    if net.stem_type == "small":
+        cfg["crop_pct"] = 1.0  # a small picture is shown whole
+    preprocessing = Preprocessing.of(cfg)
+    net.pretrained_cfg = net.default_cfg = cfg | preprocessing.as_config()
+    return preprocessing
+
+
+def _augmentation(
+    net: DiCENet, data: str, kind: str | None, min_scale: float | None, hflip: float | None
+) -> Augmentation:
+    small = net.stem_type == "small"
+    return Augmentation(
+        kind or ("shift" if small else "resized-crop"),
+        (0.2 if net.width.scale <= 1 else 0.08) if min_scale is None else min_scale,
+        (0.0 if data == "digits" else 0.5) if hflip is None else hflip,
+    )

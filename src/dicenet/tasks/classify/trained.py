@@ -1,0 +1,31 @@
+"""A trained classifier, as evaluation and prediction need it."""
+
+import torch
+from timm.data import ImageNetInfo
+
+from dicenet.data.transforms import Preprocessing
+from dicenet.errors import WeightsError
+from dicenet.models.dicenet import DiCENet
+from dicenet.models.loading import load
+
+IMAGENET_CLASSES = 1000
+
+
+def class_names_of(net: DiCENet) -> list[str]:
+    """Names of the classes: those saved with the weights, ImageNet's for 1000 classes, or else numbers."""
+    if names := net.pretrained_cfg.get("label_names"):
+        return list(names)
+    if net.num_classes == IMAGENET_CLASSES:
+        return ImageNetInfo("imagenet-1k").label_descriptions()
+    return [str(index) for index in range(net.num_classes)]
+
+
+def load_classifier(weights: str, img_size: int | tuple[int, int] | None) -> tuple[DiCENet, Preprocessing]:
+    """A classifier ready to be used, and how its pictures are prepared. Raises WeightsError if it has no classes."""
+    net = load(weights)
+    assert isinstance(net, DiCENet)
+    if net.num_classes == 0:
+        raise WeightsError(f"{weights} has no classifier")
+    if img_size is not None:
+        net.set_input_size(img_size)
+    return net.eval().to(memory_format=torch.channels_last), Preprocessing.of(net.pretrained_cfg)

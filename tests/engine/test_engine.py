@@ -1,0 +1,120 @@
+"""Schedules by hand, run folders, and what a stopped and resumed training keeps."""
+
+import pytest
+import torch
+
+import dicenet
+from dicenet.engine.run_folder import default_run_folder, new_run_folder, resumed_folder
+from dicenet.engine.schedules import learning_rate, scheduler
+from dicenet.tasks import classify
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("linear", [1 / 3, 2 / 3, 1, 3 / 4, 1 / 2, 1 / 4, 0, 0]),
+        ("cosine", [1 / 3, 2 / 3, 1, (1 + 2**-0.5) / 2, 1 / 2, (1 - 2**-0.5) / 2, 0, 0]),
+        ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_schedules(name, expected):
+    """Six steps, two of them warm-up, by hand."""
+    actual = [learning_rate(step, name, steps=6, warmup_steps=2) for step in range(8)]
+    assert actual == pytest.approx(expected, abs=1e-9)
+
+
+def test_scheduler_multiplies_the_peak():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
+    plan = scheduler(optimizer, "linear", steps=6, warmup_steps=2)
+    rates = []
+    for _ in range(6):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        plan.step()
+    assert rates == pytest.approx([0.4 / 3, 0.8 / 3, 0.4, 0.3, 0.2, 0.1])
+    with pytest.raises(dicenet.ConfigError, match="choose one of linear, cosine, constant"):
+        scheduler(optimizer, "step", 6, 2)
+
+
+def test_run_folders(tmp_path, monkeypatch):
+    assert default_run_folder("classify", "train").as_posix().startswith("runs/classify/train-")
+    default = tmp_path / "a" / "run"
+    names = [new_run_folder(None, default).name for _ in range(3)]
+    assert names == ["run", "run-2", "run-3"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert new_run_folder(empty, default) == empty
+    (empty / "file").touch()
+    with pytest.raises(dicenet.ConfigError, match="is not empty"):
+        new_run_folder(empty, default)
+    with pytest.raises(dicenet.ConfigError, match="cannot be made"):
+        new_run_folder(empty / "file" / "below", default)
+    with pytest.raises(dicenet.ConfigError, match="not a run folder"):
+        resumed_folder(empty)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("DICENET_RUN_FOLDER", str(empty))
+    assert new_run_folder(None, default) == empty, "the second process uses the folder of the first"
+
+
+SMALL = {"model": "dicenet_010", "batch_size": 256, "workers": 0, "device": "cpu", "hflip": 0.0}
+
+
+def train(out, **arguments):
+    return classify.train("digits", out=str(out), **{**SMALL, **arguments})
+
+
+def test_average_of_weights_is_validated_and_saved(tmp_path):
+    folder = train(tmp_path / "run", epochs=1, ema=0.9)
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    best = dicenet.load(folder / "best.safetensors").state_dict()
+    averaged, current = checkpoint["state_dict"], checkpoint["current_model_state"]
+    key = "stages.0.0.right.1.dim_conv.weight_height"
+    torch.testing.assert_close(best[key], averaged[f"net.{key}"], rtol=0, atol=0)
+    assert not torch.equal(averaged[f"net.{key}"], current[f"net.{key}"])
+
+
+def test_resumed_run_ends_like_an_unbroken_one_would_be_scheduled(tmp_path, monkeypatch):
+    """Optimiser, schedule, counters and best score are taken up again."""
+    folder = train(tmp_path / "run", epochs=3)
+    whole = torch.load(folder / "last.ckpt", weights_only=True)
+
+    stopped = tmp_path / "stopped"
+    calls = []
+    write = dicenet.engine.callbacks.write_bytes
+
+    def stop_after_two(path, content):
+        write(path, content)
+        calls.append(path.name)
+        if calls.count("last.ckpt") == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dicenet.engine.fit.write_bytes", stop_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            train(stopped, epochs=3)
+    assert torch.load(stopped / "last.ckpt", weights_only=True)["epoch"] == 1
+    classify.train(resume=str(stopped))
+    resumed = torch.load(stopped / "last.ckpt", weights_only=True)
+    assert resumed["global_step"] == whole["global_step"]
+    assert resumed["epoch"] == whole["epoch"] == 2
+    assert resumed["lr_schedulers"][0]["last_epoch"] == whole["lr_schedulers"][0]["last_epoch"]
+    states = resumed["optimizer_states"][0]["state"]
+    assert all("momentum_buffer" in state for state in states.values())
+    assert len((stopped / "metrics.csv").read_text().splitlines()) == 4
+
+
+def test_best_is_not_replaced_by_worse(tmp_path):
+    """A second part of a run at a rate that ruins the network leaves the best weights of the first."""
+    folder = train(tmp_path / "run", epochs=4, lr=0.02, model="dicenet_020", batch_size=64)
+    before = (folder / "best.safetensors").read_bytes()
+    scores = [float(line.split(",")[4]) for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    assert max(scores) > 0.3
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    for value in checkpoint["state_dict"].values():
+        if value.is_floating_point():
+            value.zero_()
+    torch.save(checkpoint, folder / "last.ckpt")
+    text = (folder / "config.yaml").read_text().replace("epochs: 4", "epochs: 5")
+    (folder / "config.yaml").write_text(text)
+    classify.train(resume=str(folder))
+    assert (folder / "best.safetensors").read_bytes() == before
