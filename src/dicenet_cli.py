@@ -44,6 +44,8 @@ def _fail(message: str) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["--debug"]:
+        arguments = [*arguments[1:], "--debug"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage(), end="")
         return 0 if arguments else 2

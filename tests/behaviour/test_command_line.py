@@ -305,14 +305,41 @@ def test_resumed_before_the_first_epoch_was_finished(digits, trained, tmp_path, 
     config = (trained / "config.yaml").read_text()
     (out / "config.yaml").write_text(config)
     run("train", "classify", "--resume", out)
-    assert "no epoch was finished: starting anew" in capsys.readouterr().out
+    assert "no epoch was finished: anew" in capsys.readouterr().out
     assert len(rows(out)) == 1
 
 
-def test_resumed_for_more_epochs_with_an_average(digits, tmp_path):
+def test_resumed_for_more_epochs_with_an_average(digits, tmp_path, capsys):
     out = tmp_path / "out"
     run("train", "classify", "--data", digits, "--model", "dicenet_010", "--out", out, "--ema", "0.9", *QUICK)
+    first = torch.load(out / "last.ckpt", weights_only=True)
     run("train", "classify", "--resume", out, "--epochs", "2")
+    assert len(rows(out)) == 2
+    second = torch.load(out / "last.ckpt", weights_only=True)
+    assert second["averaging_state"]["n_averaged"] == 2 * first["averaging_state"]["n_averaged"]
+    capsys.readouterr()
+    run("train", "classify", "--resume", out)  # the run remembers that it has two epochs now
+    assert "all 2 epochs are finished" in capsys.readouterr().out
+
+
+def test_what_cannot_change_in_a_resumed_run(digits, trained, tmp_path, fails, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    resume = ["train", "classify", "--resume", out, "--epochs", "2"]
+    fails(*resume, "--optimizer", "adamw", message="cannot change optimizer from sgd to adamw in a resumed run")
+    fails(*resume, "--model", "dicenet_020", message="cannot change model")
+    fails(*resume, "--out", tmp_path / "other", message="leave out --out")
+    shutil.copytree(digits, tmp_path / "two", ignore=shutil.ignore_patterns("one"))
+    fails(*resume, "--data", tmp_path / "two", message="the run was of 3 classes, the data has 2")
+    whole = (out / "last.ckpt").read_bytes()
+    for length in (100, 5000, 20_000, 100_000, len(whole) - 10):
+        (out / "last.ckpt").write_bytes(whole[:length])
+        fails(*resume, message="last.ckpt")
+    torch.save({"state_dict": dicenet.load(trained / "best.safetensors").state_dict()}, out / "last.ckpt")
+    fails(*resume, message="not of a dicenet run")
+    (out / "last.ckpt").write_bytes(whole)
+    monkeypatch.chdir(tmp_path)
+    run(*resume)
     assert len(rows(out)) == 2
 
 
@@ -354,6 +381,15 @@ def test_wrong_training_arguments(digits, weights, tmp_path, fails):
     refused("--augment", "mixup", message="choose one of resized-crop")
     refused("--epochs", "0", message="epochs must be at least 1")
     refused("--lr", "-1", message="lr must be above 0")
+    refused("--momentum", "0", message="momentum must lie between")
+    refused("--workers", "-1", "--model", "dicenet_010", message="workers at least 0")
+    refused("--batch-size", "0", "--model", "dicenet_010", message="batch_size must be at least 1")
+    refused("--drop-rate", "2", message="drop_rate must lie")
+    refused("--ema", "1.5", *QUICK, "--model", "dicenet_010", message="ema must lie")
+    refused("--min-scale", "3", "--model", "dicenet_010", message="min_scale must be above 0")
+    refused("--seed", "-1", message="seed must lie")
+    refused("--img-size", "48,64", message=r"whole number or \[height, width\]")
+    refused("--model", "dicenet_020.edgenets_in1k", "--weights", weights, message="names weights, and so does")
     refused("--precision", "8-bit", *QUICK, "--model", "dicenet_010", message="precision|Precision")
     refused(
         "--weights", weights, "--model", "dicenet_050", message="is a checkpoint of dicenet_010, not of dicenet_050"
@@ -418,6 +454,32 @@ def test_bad_shard_in_a_reading_process_is_one_line(tmp_path, shared):
     lines = [line for line in done.stderr.splitlines() if line.startswith("dicenet: ")]
     assert lines == ["dicenet: b.tar:k is of class 9, but only 2 are named"]
     assert "Traceback" not in done.stderr
+
+
+def test_a_refused_start_leaves_the_folder_usable(digits, tmp_path, fails):
+    arguments = ["train", "classify", "--data", digits, "--model", "dicenet_010", "--out", tmp_path / "out", *QUICK]
+    fails(*arguments, "--precision", "8-bit", message="recision")
+    run(*arguments)
+
+
+def test_odd_names_of_classes_and_files(digits, tmp_path, capsys):
+    """Names that mean something to the plots, the tables or nobody come through unharmed."""
+    data = tmp_path / "data"
+    for name, folder in (("$a_b$^", "zero"), ("[red]x", "one"), ("字", "two")):
+        shutil.copytree(digits / "train" / folder, data / name)
+    os.rename(data / "字", os.fsencode(data) + b"/caf\xe9")
+    run("train", "classify", "--data", data, "--model", "dicenet_010", "--out", tmp_path / "run", *QUICK)
+    weights = tmp_path / "run/best.safetensors"
+    run("evaluate", "classify", "--weights", weights, "--data", data, "--out", tmp_path / "e", "--workers", "0")
+    assert "[red]x" in capsys.readouterr().out
+    names = [row["class"] for row in json.loads((tmp_path / "e/results.json").read_text())["classes"]]
+    assert names == ["$a_b$^", "[red]x", "caf\\udce9"]
+    long = tmp_path / f"{'n' * 240}.png"
+    shutil.copy(next((digits / "val/one").iterdir()), long)
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    shutil.copy(long, odd)
+    run("predict", "classify", "--weights", weights, "--out", tmp_path / "p", long, odd, odd)
+    assert len(json.loads((tmp_path / "p/predictions.json").read_text())["items"]) == 2
 
 
 # -- evaluation
@@ -549,6 +611,7 @@ def test_unusable_weights(digits, tmp_path, fails, capsys):
     assert "code ran" not in capsys.readouterr().out
     torch.save(timm.create_model("mobilenetv3_small_050").state_dict(), tmp_path / "other.pth")
     refused(tmp_path / "other.pth", "of another network")
-    refused("dicenet_240.edgenets_in1k", "is not a file")
+    refused("dicenet_100.edgenet_in1k", "no official checkpoint is called .* the nearest are dicenet_100.edgenets_in1k")
+    refused(picture, "is not a checkpoint")
     dicenet.save(timm.create_model("dicenet_010", num_classes=0), tmp_path / "headless.safetensors")
     refused(tmp_path / "headless.safetensors", "has no classifier")

@@ -178,6 +178,27 @@ def test_save_and_load(name, tmp_path):
     assert other.pretrained_cfg["label_names"] == tuple(names)
 
 
+@smallest
+@pytest.mark.parametrize("pool", ["", "max", "avgmax", "catavgmax"])
+def test_poolings(name, pool, tmp_path):
+    net = network(name, global_pool=pool).eval()
+    x = picture(64, 64)
+    assert net(x).shape == ((2, 7) if pool else (2, 7, 2, 2))
+    dicenet.save(net, tmp_path / "net.safetensors")
+    torch.testing.assert_close(dicenet.load(tmp_path / "net.safetensors").eval()(x), net(x), rtol=0, atol=0)
+    for other in ("avg", "catavgmax", ""):
+        net.reset_classifier(3, other)
+        assert net(x).shape == ((2, 3) if other else (2, 3, 2, 2))
+    with pytest.raises(dicenet.ConfigError, match="global_pool 'middle'"):
+        network(name, global_pool="middle")
+
+
+@pytest.mark.parametrize("img_size", [64.0, (64,), (64, 64, 3), (64.5, 64), "64"])
+def test_impossible_sizes(img_size):
+    with pytest.raises(dicenet.ConfigError, match="whole number or"):
+        network("dicenet_010", img_size)
+
+
 @every
 def test_copies(name):
     net = network(name).eval()

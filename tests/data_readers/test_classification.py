@@ -114,6 +114,40 @@ def test_more_readers_than_shards(tmp_path):
     assert sorted(names(loader)) == sorted(names(part.loader(TRANSFORM, False, LoaderSettings(5))))
 
 
+@pytest.mark.parametrize("files", [1, 3])
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_sample_is_read_once_by_all_readers_together(tmp_path, monkeypatch, files, world, workers):
+    """Training processes and their workers, simulated one by one; fewer shards than readers too."""
+    from types import SimpleNamespace
+
+    from dicenet.data import shards as module
+
+    shards(tmp_path, files=files, per_file=7)
+    (tmp_path / "classes.txt").write_text("even\nodd\n")
+    part = open_classification_data(str(tmp_path)).parts["all"]
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: world > 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world)
+    seen, trained = [], []
+    for rank in range(world):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        evaluation = module.ShardBatches(part, TRANSFORM, False, LoaderSettings(2), workers)
+        training = module.ShardBatches(part, TRANSFORM, True, LoaderSettings(2), workers)
+        batches = trained_batches = 0
+        for worker in range(workers):
+            monkeypatch.setattr(module, "get_worker_info", lambda worker=worker: SimpleNamespace(id=worker))
+            own = list(evaluation)
+            batches += len(own)
+            seen += names(own)
+            again = list(training)
+            trained_batches += len(again)
+            trained += names(again)
+        assert batches == len(evaluation)
+        assert trained_batches == len(training)
+    assert len(seen) == len(set(seen)) == 7 * files
+    assert len(trained) == 2 * world * (7 * files // (2 * world))
+
+
 def test_shards_of_cifar10(shared):
     data = open_classification_data(str(shared("data/cifar10")))
     assert {part: len(p) for part, p in data.parts.items()} == {"train": 50_000, "test": 10_000}
@@ -183,7 +217,9 @@ def test_refusals(tmp_path):
     refused(tmp_path / "a", "class folder .*dog has no pictures")
     image_folder(tmp_path / "b/train", {"cat": 2, "dog": 1})
     image_folder(tmp_path / "b/val", {"cat": 2, "cow": 1})
-    refused(tmp_path / "b", "train and val differ in classes cow, dog")
+    refused(tmp_path / "b", "class folder .*cow is none of the classes of the other parts: cat, dog")
+    image_folder(tmp_path / "e", {"only": 3})
+    refused(tmp_path / "e", r"has one class only \(only\)")
     (tmp_path / "c/train").mkdir(parents=True)
     refused(tmp_path / "c", "neither class folders with pictures nor .tar shards")
     shards(tmp_path / "d/train")
@@ -191,6 +227,24 @@ def test_refusals(tmp_path):
     (tmp_path / "d/classes.txt").write_text("only one\n")
     (tmp_path / "d/train/part-9.tar").write_bytes(b"no archive at all")
     refused(tmp_path / "d", r"shard .*part-9.tar cannot be read")
+    (tmp_path / "d/classes.txt").write_text("a\na\n")
+    refused(tmp_path / "d", r"names a class twice")
+    (tmp_path / "d/classes.txt").write_bytes(b"caf\xe9\nb\n")
+    refused(tmp_path / "d", r"is not UTF-8")
+    (tmp_path / "d/classes.txt").write_text("a\nb\n")
+    for text, message in (("{", "is not JSON"), ('{"part-9.tar": "5"}', "must hold numbers")):
+        (tmp_path / "d/train/sizes.json").write_text(text)
+        refused(tmp_path / "d", message)
+
+
+def test_a_class_may_be_missing_in_a_part_or_be_called_like_one(tmp_path):
+    image_folder(tmp_path / "a/train", {"car": 2, "cat": 2, "dog": 2})
+    image_folder(tmp_path / "a/val", {"dog": 1})
+    val = open_classification_data(str(tmp_path / "a")).parts["val"]
+    assert [sample.target for sample in val.samples] == [2]
+    image_folder(tmp_path / "vehicles", {"car": 2, "plane": 2, "train": 2})
+    data = open_classification_data(str(tmp_path / "vehicles"))
+    assert (list(data.parts), data.class_names) == (["all"], ["car", "plane", "train"])
 
 
 @pytest.mark.parametrize(

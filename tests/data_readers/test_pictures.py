@@ -1,5 +1,7 @@
 """Any file that a person may call a picture: decoded right, or refused by name."""
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -67,10 +69,22 @@ def test_one_bit_is_black_and_white(shared):
     assert set(np.unique(np.asarray(read_picture(shared("data/bad_images/one_bit.png"))))) == {0, 255}
 
 
-def test_float_and_palette(tmp_path):
-    Image.fromarray(np.linspace(-3, 5, 12, dtype=np.float32).reshape(3, 4)).save(tmp_path / "float.tif")
-    values = np.asarray(read_picture(tmp_path / "float.tif"))
-    assert (values.min(), values.max()) == (0, 255)
+@pytest.mark.parametrize(
+    ("kind", "scale"), [(np.float32, 1e-3), (np.float32, 1e9), (np.int32, 20), (np.int32, 190_000_000)]
+)
+def test_pictures_without_a_fixed_range_take_their_own(tmp_path, kind, scale):
+    ramp = (np.arange(12).reshape(3, 4) * scale).astype(kind)
+    Image.fromarray(ramp).save(tmp_path / "ramp.tif")
+    values = np.asarray(read_picture(tmp_path / "ramp.tif"))[..., 0]
+    np.testing.assert_array_equal(values, np.round(np.arange(12).reshape(3, 4) * 255 / 11))
+
+
+def test_values_that_are_no_numbers(tmp_path):
+    Image.fromarray(np.array([[0, np.nan, np.inf, 2]], dtype=np.float32)).save(tmp_path / "nan.tif")
+    assert np.asarray(read_picture(tmp_path / "nan.tif"))[0, :, 0].tolist() == [0, 0, 255, 255]
+
+
+def test_palette(tmp_path):
     palette = Image.new("P", (2, 1), 1)
     palette.putpalette([10, 20, 30, 200, 100, 50])
     palette.save(tmp_path / "palette.png", transparency=0)
@@ -106,3 +120,22 @@ def test_normalisation():
     tensor = evaluation_transform(Preprocessing((32, 32)))(Image.new("RGB", (40, 40), (255, 0, 51)))
     expected = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
     np.testing.assert_allclose(tensor[:, 5, 7].numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_damaged_bytes_never_escape(kind):
+    """Any damage is either not noticed by the decoder or refused with our error, nothing else."""
+    content = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(content, kind)
+    whole = content.getvalue()
+    generator = np.random.default_rng(1)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for position in generator.integers(0, len(whole), 4):
+            damaged[position] = generator.integers(0, 256)
+        try:
+            read_picture(bytes(damaged[: generator.integers(1, len(whole) + 1)]), "damaged")
+        except dicenet.DataError:
+            refused += 1
+    assert refused > 10

@@ -161,7 +161,9 @@ def test_wrong_hash_of_a_download_is_not_kept(served, monkeypatch):
 # -- other classes, channels, features, from every source
 
 
-@pytest.fixture(params=["catalogue", "EdgeNets file", "EdgeNets state", "own file", "pytorchcv state", "timm file"])
+@pytest.fixture(
+    params=["catalogue", "EdgeNets file", "EdgeNets state", "own file", "pytorchcv state", "timm file", "timm state"]
+)
 def source(request, official_state, official_file, tmp_path):
     """The same network from every place that weights come from: something that builds it."""
     if request.param == "catalogue":
@@ -174,8 +176,8 @@ def source(request, official_state, official_file, tmp_path):
     if request.param == "own file":
         dicenet.save(dicenet.load_edgenets(official_state), tmp_path / "own.safetensors")
         return lambda **kwargs: dicenet.load(tmp_path / "own.safetensors", **kwargs)
-    if request.param == "timm file":
-        overlay = {"file": str(official_file)}
+    if request.param.startswith("timm"):
+        overlay = {"file": str(official_file)} if request.param == "timm file" else {"state_dict": official_state}
         defaults = {"pretrained": True, "pretrained_cfg_overlay": overlay, "num_classes": 10}
         return lambda **kwargs: timm.create_model("dicenet_020", **{**defaults, **kwargs})
     from pytorchcv.model_provider import get_model
@@ -280,6 +282,26 @@ def test_another_stem(official_state):
         load_weights(net, official_state)
 
 
+def test_bare_states_of_ours_do_not_say_their_stem(caplog):
+    net = timm.create_model("dicenet_010", num_classes=3, img_size=32, stem="small")
+    loaded = dicenet.load(net.state_dict(), stem="small")
+    assert (loaded.trained_size, loaded.stem_type) == ((32, 32), "small")
+    torch.testing.assert_close(logits(loaded), logits(net), rtol=0, atol=0)
+    assert caplog.text == ""
+    dicenet.load(net.state_dict())
+    assert "does not say which stem" in caplog.text
+
+
+def test_missing_level_of_a_segmentation_backbone(shared):
+    with pytest.raises(dicenet.WeightsError, match="has no level 4: it holds levels 0 to 3"):
+        dicenet.load_edgenets(shared("weights/dicenet_s_0.2_pascal_384x384.pth"), features_only=True, out_indices=(4,))
+
+
+def test_cache_dir_of_timm(served, tmp_path):
+    timm.create_model("dicenet_020", pretrained=True, cache_dir=str(tmp_path / "mine"))
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["dicenet_s_0.2_imagenet_224x224.pth"]
+
+
 def test_another_network():
     with pytest.raises(dicenet.WeightsError, match="of another network"):
         dicenet.load(timm.create_model("mobilenetv3_small_050").state_dict())
@@ -330,7 +352,7 @@ def damaged(tmp_path, kind):
         ("missing", "is not a file"),
         ("folder", "is not a file"),
         ("empty", "is empty"),
-        ("text", "refused|cannot be read"),
+        ("text", "is not a checkpoint"),
         ("pickle", "refused"),
         ("torch pickle", "refused: .*would run code"),
         ("cut pth", "cannot be read"),
@@ -375,6 +397,9 @@ def test_files_are_whole_or_absent(tmp_path):
         ('{"architecture": "dicenet_010"}', "incomplete description"),
         ('{"architecture": "dicenet_011", "model_args": {}}', "'dicenet_011' is unknown"),
         ('{"architecture": "dicenet_010", "model_args": {}, "format": 99}', "newer dicenet"),
+        ('{"architecture": "dicenet_010", "model_args": {"pretrained": true}}', "pretrained is True"),
+        ('{"architecture": "dicenet_010", "model_args": {"checkpoint_path": "a"}}', "checkpoint_path is 'a'"),
+        ('{"architecture": "dicenet_010", "model_args": {"img_size": "64"}}', "img_size is '64'"),
     ],
 )
 def test_damaged_descriptions(tmp_path, description, message):

@@ -1,6 +1,5 @@
 """Runs one command: parses its options, calls its function, and turns errors into one line and an exit code."""
 
-import errno
 import importlib
 import inspect
 import re
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 import docstring_parser
 import jsonargparse
+import torch
 
 from dicenet.errors import DicenetError
 
@@ -84,6 +84,8 @@ def _one_line(error: BaseException) -> str:
 def _parser_message(error: Exception) -> str:
     """The useful part of jsonargparse's messages, with the options' usual names."""
     text = re.sub(r"\s+", " ", str(error)).strip()
+    if "img_size" in text and "Union" in text:
+        return "--img-size must be a whole number or [height, width], such as 224 or [192,256]"
     text = re.sub(r'^Parser key "([a-z_]+)":', lambda m: f"--{m[1].replace('_', '-')}:", text)
     return re.sub(r"--[a-z][a-z_]+", lambda m: m[0].replace("_", "-"), text)
 
@@ -109,9 +111,11 @@ def run(arguments: list[str], task_given: bool) -> int:
     except DicenetError as error:
         return _failed(_one_line(error), debug)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
+        if error.errno is None:
             raise
-        return _failed(f"cannot write {error.filename or 'a file'}: {error.strerror}", debug)
+        return _failed(f"cannot read or write {error.filename or 'a file'}: {error.strerror}", debug)
+    except torch.OutOfMemoryError:
+        return _failed("the device has not enough memory: use a smaller --batch-size or --img-size", debug)
     except KeyboardInterrupt as stop:
         advice = f"; {stop}".replace("TASK", words[-1]) if str(stop) else ""
         print(f"\ndicenet: stopped{advice}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """A classification data set from a path or name: its layout is recognised, its parts are found."""
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from dicenet.data.arrays import DIGITS, cifar_root, read_cifar, read_digits
 from dicenet.data.image_folder import is_image_folder, read_image_folder
+from dicenet.data.pictures import is_picture
 from dicenet.data.samples import Part, SampleList
 from dicenet.data.shards import Shards, shard_files
 from dicenet.errors import ConfigError, DataError
@@ -69,16 +71,26 @@ def _part_folder(path: Path, part: str) -> Path | None:
 def _shard_class_names(path: Path) -> list[str]:
     for folder in (path, path.parent):
         if (folder / "classes.txt").exists():
-            return (folder / "classes.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
+            return _read_names(folder / "classes.txt")
     raise DataError(f"{path} holds shards but no classes.txt: write one with the name of class n in line n")
 
 
-def _read_folder(folder: Path) -> tuple[str, Part] | None:
+def _read_names(path: Path) -> list[str]:
+    try:
+        names = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error.reason}") from error
+    if len(set(names)) != len(names):
+        raise DataError(f"{path} names a class twice: each line must be another")
+    return names
+
+
+def _read_folder(folder: Path, class_names: Sequence[str] | None = None) -> tuple[str, Part] | None:
     """One part, in whatever layout it is; None if it is in none."""
     if files := shard_files(folder):
         return "WebDataset shards", Shards(files, _shard_class_names(folder))
     if is_image_folder(folder):
-        return "one folder per class", read_image_folder(folder)
+        return "one folder per class", read_image_folder(folder, class_names)
     return None
 
 
@@ -101,13 +113,16 @@ def open_classification_data(path: str) -> ClassificationData:
     if cifar := cifar_root(root):
         return ClassificationData(path, "torchvision's CIFAR", dict(read_cifar(cifar)))
 
-    layout, parts = "", {}
+    layout = ""
+    parts: dict[str, Part] = {}
     for part in PART_FOLDERS:
-        if folder := _part_folder(root, part):
-            found = _read_folder(folder)
-            if found is None:
-                raise DataError(f"{folder} holds neither class folders with pictures nor .tar shards")
-            layout, parts[part] = found
+        folder = _part_folder(root, part)
+        if folder is None or any(is_picture(file) for file in folder.iterdir()):
+            continue  # a folder with pictures in it is a class that happens to be called so
+        found = _read_folder(folder, next(iter(parts.values())).class_names if parts else None)
+        if found is None:
+            raise DataError(f"{folder} holds neither class folders with pictures nor .tar shards")
+        layout, parts[part] = found
     if not parts and (whole := _read_folder(root)):
         layout, parts["all"] = whole
     if not parts:
@@ -121,6 +136,8 @@ def open_classification_data(path: str) -> ClassificationData:
     for other in others:
         if difference := set(names[first]) ^ set(names[other]):
             raise DataError(f"{path}: parts {first} and {other} differ in classes {', '.join(sorted(difference)[:5])}")
+    if len(names[first]) < 2:
+        raise DataError(f"{path} has one class only ({names[first][0]}): a classifier needs two at least")
     return ClassificationData(path, layout, parts)
 
 

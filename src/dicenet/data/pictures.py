@@ -14,13 +14,15 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    """8-bit RGB: 16-bit ranges are scaled, not clipped; palettes expanded; alpha is dropped."""
+    """8-bit RGB: 16-bit, 32-bit and float ranges are scaled, not clipped; palettes expanded; alpha is dropped."""
     if picture.mode.startswith("I") or picture.mode == "F":
         values = np.asarray(picture, dtype=np.float64)
-        if picture.mode == "F":  # no fixed range: the picture's own
-            low, high = float(values.min()), float(values.max())
-            values = (values - low) / ((high - low) or 1.0) * 65535
-        return Image.fromarray((values.clip(0, 65535) / 257).round().astype(np.uint8)).convert("RGB")
+        finite = values[np.isfinite(values)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+        if picture.mode.startswith("I;16"):  # the others have no fixed range: the picture's own is taken
+            low, high = 0.0, 65535.0
+        values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+        return Image.fromarray(((values - low) / ((high - low) or 1.0) * 255).round().astype(np.uint8)).convert("RGB")
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")
     return picture.convert("RGB")
@@ -52,14 +54,7 @@ def read_picture(source: str | Path | bytes, name: str | None = None) -> Image.I
         raise DataError(f"{name}: declares more than 178 megapixels: refused") from error
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: is not a picture in a known format") from error
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        MemoryError,
-        IndexError,
-    ) as error:  # what decoders raise
+    except Exception as error:  # decoders raise anything when they are fed with damaged files
         raise DataError(f"{name}: is damaged or cut off: {error}") from error
 
 
@@ -84,4 +79,4 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
             raise DataError(f"{path} does not exist")
     if not found:
         raise DataError(f"no pictures in {', '.join(map(str, paths))}: looked for {' '.join(SUFFIXES)}")
-    return found
+    return list(dict.fromkeys(found))

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dicenet.data.transforms import Transform
-from dicenet.errors import DataError
+from dicenet.errors import ConfigError, DataError
 
 
 class Sample(NamedTuple):
@@ -43,6 +43,12 @@ class LoaderSettings:
     batch_size: int
     workers: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 0:
+            raise ConfigError(
+                f"batch_size must be at least 1 and workers at least 0, got {self.batch_size} and {self.workers}"
+            )
 
 
 class SampleList(Dataset[dict[str, Any]]):

@@ -62,7 +62,12 @@ class Shards:
 
     def _read_counts(self) -> list[int]:
         sizes_file = self.files[0].parent / _SIZES_FILE
-        known = json.loads(sizes_file.read_text()) if sizes_file.exists() else {}
+        try:
+            known = json.loads(sizes_file.read_text()) if sizes_file.exists() else {}
+        except ValueError as error:
+            raise DataError(f"{sizes_file} is not JSON: {error}") from error
+        if not isinstance(known, dict) or not all(isinstance(size, int) for size in known.values()):
+            raise DataError(f'{sizes_file} must hold numbers of samples by shard, such as {{"a.tar": 5000}}')
         return [known[file.name] if file.name in known else _count_samples(file) for file in self.files]
 
     def __len__(self) -> int:
@@ -98,10 +103,11 @@ class Shards:
 
 
 class ShardBatches(IterableDataset[dict[str, Any]]):
-    """Ready batches from shards.
+    """Ready batches from shards, for one of several reading processes.
 
-    In training every epoch has the same number of whole batches, whatever shards a worker gets: it repeats
-    its own until its share is done. In evaluation every sample comes once.
+    In training every epoch has the same number of whole batches, whatever shards a reader gets: it repeats its
+    own until its share is done. In evaluation every sample comes once. Where there are fewer shards than
+    readers, each reads all shards and takes its share of the samples.
     """
 
     def __init__(
@@ -111,46 +117,51 @@ class ShardBatches(IterableDataset[dict[str, Any]]):
         self.transform = transform
         self.train = train
         self.settings = settings
-        self.readers = max(1, workers)
+        self.workers = max(1, workers)
         self.epoch = 0
 
-    def _process(self) -> tuple[int, int]:
-        """Rank and number of the training processes."""
+    def _reader(self, worker: int) -> tuple[int, int]:
+        """Number of this reader among all, over training processes and their workers, and how many there are."""
+        rank, world = 0, 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return 0, 1
+            rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return rank * self.workers + worker, world * self.workers
 
     def __len__(self) -> int:
-        rank, world = self._process()
+        readers = self._reader(0)[1]
         if self.train:
-            return max(1, len(self.shards) // (self.settings.batch_size * world))
-        counts = self.shards.counts[rank::world]
-        shares = [sum(counts[reader :: self.readers]) for reader in range(self.readers)]
+            return max(1, len(self.shards) // (self.settings.batch_size * (readers // self.workers)))
+        shares = [self._share(self._reader(worker)[0], readers) for worker in range(self.workers)]
         return sum(math.ceil(share / self.settings.batch_size) for share in shares)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Which order the next pass has; the training loop calls it."""
-        self.epoch = epoch
+    def _share(self, reader: int, readers: int) -> int:
+        """How many samples a reader gets in evaluation."""
+        if len(self.shards.files) < readers:
+            return len(range(reader, len(self.shards), readers))
+        return sum(self.shards.counts[reader::readers])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        reader = worker.id if worker else 0
-        rank, world = self._process()
+        info = get_worker_info()
+        worker = info.id if info else 0
+        reader, readers = self._reader(worker)
         if not self.train:
-            yield from self._batches(self.shards.samples(self.shards.files[rank::world][reader :: self.readers]))
+            yield from self._batches(self._own(self.shards.files, reader, readers))
             return
-        share = len(range(reader, len(self), self.readers))
-        yield from islice(self._batches(self._endless(rank * self.readers + reader, world * self.readers)), share)
-        self.epoch += 1  # persistent workers go on from here
+        share = len(range(worker, len(self), self.workers))
+        yield from islice(self._batches(self._endless(reader, readers)), share)
+        self.epoch += 1
+
+    def _own(self, files: Sequence[Path], reader: int, readers: int, **shuffle: int) -> Iterator[Sample]:
+        if len(files) < readers:
+            return islice(self.shards.samples(files, **shuffle), reader, None, readers)
+        return self.shards.samples(files[reader::readers], **shuffle)
 
     def _endless(self, reader: int, readers: int) -> Iterator[Sample]:
-        order = random.Random(f"{self.settings.seed}/{self.epoch}")
+        order = random.Random(f"{self.settings.seed}/{self.epoch}")  # the same for all readers
         while True:
             files = list(self.shards.files)
             order.shuffle(files)
-            # fewer shards than readers: all read all, in other orders
-            own = files[reader::readers] if len(files) >= readers else files
-            yield from self.shards.samples(own, _SHUFFLE_BUFFER, seed=order.randrange(2**32) + reader)
+            yield from self._own(files, reader, readers, buffer=_SHUFFLE_BUFFER, seed=order.randrange(2**32))
 
     def _batches(self, samples: Iterator[Sample]) -> Iterator[dict[str, Any]]:
         while chosen := list(islice(samples, self.settings.batch_size)):

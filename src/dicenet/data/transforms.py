@@ -14,6 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 from dicenet.errors import ConfigError
 
 Transform = Callable[[Image.Image], Tensor]
+_INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 AUGMENTATIONS = ("resized-crop", "shift", "none")
 #: Longer pictures are cut around their centre first: a 300x1 row would otherwise grow to 76,800x256.
 _MAX_ASPECT = 16
@@ -43,6 +44,11 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.in_chans not in (1, 3):
             raise ConfigError(f"in_chans must be 1 (grey) or 3 (RGB) to read pictures, got {self.in_chans}")
+        if self.interpolation not in _INTERPOLATIONS or self.crop_mode != "center" or not 0 < self.crop_pct <= 1:
+            raise ConfigError(
+                f"preprocessing needs interpolation {' or '.join(_INTERPOLATIONS)}, crop_mode center and crop_pct "
+                f"above 0 and up to 1, got {self.interpolation}, {self.crop_mode}, {self.crop_pct}"
+            )
         for name in ("mean", "std"):
             values = tuple(getattr(self, name))
             if len(values) != self.in_chans:  # a grey network takes the mean of the colours' statistics
@@ -124,6 +130,10 @@ class Augmentation:
     def __post_init__(self) -> None:
         if self.kind not in AUGMENTATIONS:
             raise ConfigError(f"augmentation {self.kind!r} is unknown: choose one of {', '.join(AUGMENTATIONS)}")
+        if not 0 < self.min_scale <= 1 or not 0 <= self.hflip <= 1:
+            raise ConfigError(
+                f"min_scale must be above 0 and up to 1, hflip from 0 to 1, got {self.min_scale} and {self.hflip}"
+            )
 
 
 def training_transform(preprocessing: Preprocessing, augmentation: Augmentation) -> Transform:

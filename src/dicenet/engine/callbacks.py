@@ -56,6 +56,18 @@ class MetricsTable(L.Callback):
             write_bytes(self.path, text.getvalue().encode())
 
 
+class AtStart(L.Callback):
+    """Calls a function when training really starts, after everything was checked; on the first process."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Call it."""
+        if trainer.is_global_zero:
+            self.function()
+
+
 class BestWeights(L.Callback):
     """Writes the network when a validation metric is the best so far.
 

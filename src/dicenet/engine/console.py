@@ -9,6 +9,7 @@ _SHOWN = 10
 
 def say(console: Console, text: str) -> None:
     """Print text as it is: brackets in names mean nothing, and long lines are not broken."""
+    text = text.encode("utf-8", "backslashreplace").decode()  # names of files may hold bytes that are no text
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 

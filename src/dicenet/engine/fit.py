@@ -134,6 +134,8 @@ def fit(
         EpochLines(console, columns),
         LastCheckpoint(folder / LAST),
     ]
+    if not 0 <= ema < 1 or (clip is not None and clip <= 0):
+        raise ConfigError(f"ema must lie from 0 to below 1 and clip above 0, got {ema} and {clip}")
     if ema:
         run_callbacks.append(EMAWeightAveraging(decay=ema))
     if console.is_terminal:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,17 @@ def write_config(folder: Path, config: Mapping[str, Any]) -> None:
 def read_config(folder: Path) -> dict[str, Any]:
     """The arguments of a run."""
     return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+
+
+def check_unchanged(saved: Mapping[str, Any], now: Mapping[str, Any], changeable: Sequence[str]) -> None:
+    """Raise ConfigError if a resumed run was given other arguments than it began with, but for some."""
+    for key, value in now.items():
+        before = saved.get(key)
+        if key not in changeable and key in saved and value != before:
+            raise ConfigError(
+                f"cannot change {key} from {before} to {value} in a resumed run, only {', '.join(changeable)}: start a "
+                "new run with --weights instead"
+            )
 
 
 def resumed_folder(path: str | Path) -> Path:

@@ -1,6 +1,6 @@
 """DimConv as a layer: the kernels, and dynamic scaling for maps of any size."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,10 @@ class DimConv(nn.Module):
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ConfigError(f"kernel_size must be odd, got {kernel_size}: an even one would change the map's size")
+        if not isinstance(feature_size, Sequence) or len(feature_size) != 2 or len(dilation) != 3:
+            raise ConfigError(
+                f"feature_size is (height, width) and dilation has 3 numbers, got {feature_size}, {dilation}"
+            )
         if min(channels, *feature_size) < 1:
             raise ConfigError(f"channels {channels} and feature_size {tuple(feature_size)} must be at least 1")
         self.channels = channels

@@ -6,6 +6,7 @@ the two convolutions of the classifier.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from dicenet.errors import ConfigError
 from dicenet.layers import ConvNormAct, DiCEUnit, DimConv
 from dicenet.models.fitting import load_weights
 from dicenet.weights import catalogue
+from dicenet.weights.formats import recognise
 
 __all__ = ["WIDTHS", "DiCEBlock", "DiCENet", "StridedDiCEUnit", "Width"]
 
@@ -65,14 +67,33 @@ ImgSize = int | tuple[int, int]
 
 def _pair(img_size: ImgSize | Sequence[int]) -> tuple[int, int]:
     """(height, width) of a size given as one number or two; at least 32 each."""
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    size = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(side, int) for side in size):
+        raise ConfigError(f"img_size must be a whole number or (height, width), got {img_size!r}")
+    height, width = size
     if min(height, width) < MIN_IMG_SIZE:
         raise ConfigError(f"img_size must be at least {MIN_IMG_SIZE} on both sides, got {height}x{width}")
-    return int(height), int(width)
+    return height, width
+
+
+def _pool(global_pool: str) -> SelectAdaptivePool2d:
+    try:
+        return SelectAdaptivePool2d(pool_type=global_pool)
+    except AssertionError as error:
+        raise ConfigError(f"global_pool {global_pool!r} is none of timm's pooling types: {error}") from error
 
 
 def _halved(size: tuple[int, int]) -> tuple[int, int]:
     return (size[0] + 1) // 2, (size[1] + 1) // 2
+
+
+def _initialise(network: nn.Module) -> None:
+    """Initialise as the official code does: Kaiming normal (fan-out) for convolutions, biases zero."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 class StridedDiCEUnit(nn.Module):
@@ -177,7 +198,6 @@ class DiCENet(nn.Module):
         if stem not in STEMS:
             raise ConfigError(f"stem {stem!r} is unknown: choose one of {', '.join(STEMS)}")
         self.width = width
-        self.pretrained_cfg = self.default_cfg = {}  # filled in by timm
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.stem_type = stem
@@ -198,15 +218,15 @@ class DiCENet(nn.Module):
         self.stages = nn.Sequential(*stages)
 
         self.num_features = width.stage_channels[-1]
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool)
+        self.global_pool = _pool(global_pool)
         self.head_hidden_size = width.head_channels
-        self.conv_head: nn.Module = nn.Conv2d(
-            self.num_features * self.global_pool.feat_mult(), width.head_channels, 1, groups=4, bias=False
-        )
+        self.conv_head: nn.Module = self._new_conv_head()
         self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
         self.classifier = self._new_classifier()
-        self._initialise()
+        _initialise(self)
         self.feature_info = self._feature_info()
+        self.pretrained_cfg = self.default_cfg = _cfg() | {"num_classes": num_classes}  # timm replaces it
+        self._record_input_size()
         self.to(device=device, dtype=dtype)
 
     # -- construction
@@ -220,16 +240,12 @@ class DiCENet(nn.Module):
             sizes.append(size)
         return sizes
 
+    def _new_conv_head(self) -> nn.Module:
+        pooled = self.num_features * self.global_pool.feat_mult()
+        return nn.Conv2d(pooled, self.head_hidden_size, 1, groups=4, bias=False)
+
     def _new_classifier(self) -> nn.Module:
         return nn.Conv2d(self.head_hidden_size, self.num_classes, 1) if self.num_classes > 0 else nn.Identity()
-
-    def _initialise(self) -> None:
-        """Initialise as the official code does: Kaiming normal (fan-out) for convolutions, biases zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
 
     def _feature_info(self) -> list[dict[str, Any]]:
         reduction = 1 if self.stem_type == "small" else 2
@@ -281,15 +297,21 @@ class DiCENet(nn.Module):
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the last 1x1 convolution by a fresh one; 0 classes removes it."""
+        """Replace the last 1x1 convolution by a fresh one; 0 classes removes it.
+
+        A pooling that gives another number of channels (``catavgmax``) replaces ``conv_head`` too.
+        """
         self.num_classes = num_classes
+        like = next(self.stem.parameters())
         if global_pool is not None:
-            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool)
+            features = self.global_pool.feat_mult()
+            self.global_pool = _pool(global_pool)
             self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
-        self.classifier = self._new_classifier().to(next(self.stem.parameters()))
-        if isinstance(self.classifier, nn.Conv2d):
-            nn.init.kaiming_normal_(self.classifier.weight, mode="fan_out")
-            nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]  # it has one
+            if isinstance(self.conv_head, nn.Conv2d) and self.global_pool.feat_mult() != features:
+                self.conv_head = self._new_conv_head().to(like)
+                _initialise(self.conv_head)
+        self.classifier = self._new_classifier().to(like)
+        _initialise(self.classifier)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory in training: recompute the stages in the backward pass."""
@@ -425,31 +447,36 @@ def _default_cfgs() -> dict[str, dict[str, Any]]:
 
 default_cfgs = generate_default_cfgs(_default_cfgs())
 
-#: Keys of a timm configuration overlay that name a source of weights.
+#: Keys of a timm configuration that name a source of weights.
 _SOURCES = ("url", "file", "state_dict", "hf_hub_id", "source")
 
 
-def _source_overlay(variant: str, cfg: Any, overlay: dict[str, Any]) -> dict[str, Any]:
+def _source_overlay(variant: str, cfg: Any, overlay: dict[str, Any], cache_dir: str | None) -> dict[str, Any]:
     """Where timm shall read weights from: the verified official file, or the user's own, through our reader.
 
     timm cannot check a git blob SHA-1, the only hash published for the official files; we fetch and verify,
-    then hand timm the file. ``custom_load`` makes timm call ``load_pretrained`` above.
+    then hand timm the file. ``custom_load`` makes timm call ``load_pretrained`` above, which reads any format.
     """
-    official = not any(overlay.get(key) for key in _SOURCES) and not isinstance(cfg, dict)
-    if official:
-        tag = cfg if isinstance(cfg, str) else getattr(cfg, "tag", None)
-        if getattr(cfg, "hf_hub_id", None) or getattr(cfg, "file", None):
-            return overlay
-        overlay["file"] = str(catalogue.fetch(f"{variant}.{tag or catalogue.IN1K_TAG}"))
-    if overlay.get("file"):
-        overlay.setdefault("custom_load", True)
-    return overlay
+    given = {} if cfg is None or isinstance(cfg, str) else dict(cfg if isinstance(cfg, dict) else cfg.to_dict())
+    given |= overlay
+    if not any(given.get(key) for key in _SOURCES):
+        tag = cfg if isinstance(cfg, str) else given.get("tag") or catalogue.IN1K_TAG
+        folder = Path(cache_dir) if cache_dir else None
+        return overlay | {"file": str(catalogue.fetch(f"{variant}.{tag}", folder=folder)), "custom_load": True}
+    if given.get("state_dict"):
+        state = recognise(given["state_dict"]).state
+        if "classifier.weight" in state:
+            overlay.setdefault("num_classes", len(state["classifier.weight"]))
+        return overlay | {"state_dict": state}
+    return {"custom_load": True, **overlay, "file": given["file"]} if given.get("file") else overlay
 
 
 def _create_dicenet(width: Width, pretrained: bool = False, **kwargs: Any) -> Any:
     if pretrained:
         overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
-        kwargs["pretrained_cfg_overlay"] = _source_overlay(width.name, kwargs.get("pretrained_cfg"), overlay)
+        kwargs["pretrained_cfg_overlay"] = _source_overlay(
+            width.name, kwargs.get("pretrained_cfg"), overlay, kwargs.get("cache_dir")
+        )
     out_indices = tuple(range(4 if kwargs.get("stem") == "small" else 5))
     model: Any = build_model_with_cfg(
         DiCENet,

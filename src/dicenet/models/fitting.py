@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dicenet.errors import WeightsError
 from dicenet.weights.files import Checkpoint, read_checkpoint, unwrap
-from dicenet.weights.formats import recognise
+from dicenet.weights.formats import OWN, recognise
 
 if TYPE_CHECKING:
     from dicenet.models.dicenet import DiCENet
@@ -73,11 +73,10 @@ def adapt_in_channels(weight: Tensor, in_channels: int) -> Tensor:
     return weight[:, index] * (stored / in_channels)
 
 
-def _check_fit(model: "DiCENet", state: Mapping[str, Tensor], name: str, metadata: Mapping[str, Any]) -> None:
-    """Raise WeightsError if the checkpoint is of another width, trained size or stem."""
-    own = model.state_dict()
-    stem = metadata.get("model_args", {}).get("stem", "standard")
-    if stem != model.stem_type:
+def _check_fit(model: "DiCENet", state: Mapping[str, Tensor], checkpoint: Checkpoint, stem: str | None) -> None:
+    """Raise WeightsError if the checkpoint is of another width, trained size or stem (None: not known)."""
+    own, name, metadata = model.state_dict(), checkpoint.name, checkpoint.metadata
+    if stem not in (None, model.stem_type):
         raise WeightsError(
             f"{name} was made with the {stem} stem, this network has the {model.stem_type} one: pass stem={stem!r}"
         )
@@ -85,7 +84,7 @@ def _check_fit(model: "DiCENet", state: Mapping[str, Tensor], name: str, metadat
         if key not in own or own[key].shape == value.shape or key.startswith(("classifier.", "stem.conv.")):
             continue
         if key.endswith(("weight_height", "weight_width")):
-            size = metadata.get("model_args", {}).get("img_size") or trained_size_of(state)
+            size = metadata.get("model_args", {}).get("img_size") or trained_size_of(state, model.stem_type)
             raise WeightsError(
                 f"{name} holds height and width kernels trained for pictures of {size[0]}x{size[1]}, this network's "
                 f"are for {model.trained_size[0]}x{model.trained_size[1]}: build it with img_size={tuple(size)}, then "
@@ -97,10 +96,21 @@ def _check_fit(model: "DiCENet", state: Mapping[str, Tensor], name: str, metadat
         )
 
 
-def trained_size_of(state: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Picture size (height, width) that a network with the standard stem was built for: 8 times its first map's."""
+def stem_of(format_name: str, metadata: Mapping[str, Any]) -> str | None:
+    """The stem of a checkpoint: as its file says; the standard one of other implementations; None if not known."""
+    if metadata:
+        return metadata["model_args"].get("stem", "standard")
+    return None if format_name == OWN.name else "standard"
+
+
+def trained_size_of(state: Mapping[str, Tensor], stem: str) -> tuple[int, int]:
+    """Picture size (height, width) that a network was built for: its first stage's maps times their stride.
+
+    Maps are rounded up, so that sizes a little smaller have the same maps; this is the largest of them.
+    """
     unit = "stages.0.0.right.1.dim_conv"
-    return 8 * len(state[f"{unit}.weight_height"]), 8 * len(state[f"{unit}.weight_width"])
+    stride = 2 if stem == "small" else 8
+    return stride * len(state[f"{unit}.weight_height"]), stride * len(state[f"{unit}.weight_width"])
 
 
 def load_weights(model: "DiCENet", source: Source) -> LoadReport:
@@ -119,7 +129,7 @@ def load_weights(model: "DiCENet", source: Source) -> LoadReport:
     own = model.state_dict()
     if "stem.conv.weight" not in state:
         raise WeightsError(f"{checkpoint.name} is a single unit or block, not a network: use dicenet.load_edgenets()")
-    _check_fit(model, state, checkpoint.name, checkpoint.metadata)
+    _check_fit(model, state, checkpoint, stem_of(recognised.format, checkpoint.metadata))
 
     adapted = []
     stored_channels = state["stem.conv.weight"].shape[1]

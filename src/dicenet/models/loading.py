@@ -1,25 +1,27 @@
 """Loading and saving whole networks: our files, official (EdgeNets) and pytorchcv checkpoints."""
 
 import difflib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models._features import FeatureGetterNet
+from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import Tensor, nn
 
 from dicenet.errors import ConfigError, WeightsError
 from dicenet.layers import DiCEUnit
 from dicenet.models.dicenet import WIDTHS, DiCEBlock, DiCENet, StridedDiCEUnit, Width
-from dicenet.models.fitting import Source, load_weights, open_source, trained_size_of
+from dicenet.models.fitting import Source, load_weights, open_source, stem_of, trained_size_of
 from dicenet.weights import catalogue
 from dicenet.weights.edgenets import EDGENETS
 from dicenet.weights.files import FILE_FORMAT, Checkpoint, write_safetensors
-from dicenet.weights.formats import recognise
+from dicenet.weights.formats import Recognised, recognise
 from dicenet.weights.pytorchcv import PYTORCHCV
 
+_logger = logging.getLogger("dicenet")
 #: What is kept of timm's pretrained configuration: how pictures must be prepared.
 PREPROCESSING_KEYS = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
@@ -50,6 +52,7 @@ def describe(net: DiCENet, class_names: Sequence[str] | None = None, **more: Any
             "img_size": list(net.trained_size),
             "stem": net.stem_type,
             "drop_rate": net.drop_rate,
+            "global_pool": net.global_pool.pool_type,
         },
         "input_size": list(net.input_size),
         "class_names": list(class_names if class_names is not None else cfg.get("label_names") or ()),
@@ -72,6 +75,8 @@ def save(net: DiCENet, path: str | Path, class_names: Sequence[str] | None = Non
         DicenetError: the file cannot be written.
     """
     metadata = describe(net, class_names, **more)
+    if len(net.stages) < 3 or not isinstance(net.conv_head, nn.Conv2d):
+        raise ConfigError("a network that was pruned to its feature maps cannot be saved as a whole one")
     count = len(metadata["class_names"])
     if count not in (0, net.num_classes):
         raise ConfigError(f"{count} class names were given for a network of {net.num_classes} classes")
@@ -88,26 +93,56 @@ def _width_of(state: Mapping[str, Tensor], name: str) -> Width:
     raise WeightsError(f"{name} is a DiCENet of no known width: stem {stem}, levels {[2 * half for half in halves]}")
 
 
-def _model_args(state: Mapping[str, Tensor], checkpoint: Checkpoint) -> tuple[str, dict[str, Any]]:
+#: What files of ours may say of a network, and of what type it must be: they may come from anywhere.
+_ARGUMENT_TYPES = {
+    "num_classes": int,
+    "in_chans": int,
+    "img_size": list,
+    "stem": str,
+    "drop_rate": float | int,
+    "global_pool": str,
+}
+
+
+def _described_args(metadata: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Arguments of a network from a file's description; nothing else in it reaches the network."""
+    args = metadata["model_args"]
+    for key, value in args.items() if isinstance(args, dict) else ():
+        if key not in _ARGUMENT_TYPES or not isinstance(value, _ARGUMENT_TYPES[key]):
+            raise WeightsError(f"{name} has a damaged description of its network: {key} is {value!r}")
+    return dict(args)
+
+
+def _model_args(recognised: Recognised, checkpoint: Checkpoint, stem: str | None) -> tuple[str, dict[str, Any]]:
     """Architecture and arguments that a state dict was made with: as its file says, or read off its shapes."""
     if checkpoint.metadata:
-        return check_model_name(checkpoint.metadata["architecture"]), dict(checkpoint.metadata["model_args"])
+        name = check_model_name(checkpoint.metadata["architecture"])
+        return name, _described_args(checkpoint.metadata, checkpoint.name)
+    state = recognised.state
+    known_stem = stem_of(recognised.format, {})
+    if known_stem is None and stem is None:
+        _logger.warning(
+            "%s does not say which stem it was made with: taken for the standard one (pass stem= to choose)",
+            checkpoint.name,
+        )
+    stem = known_stem or stem or "standard"
     classifier = state.get("classifier.weight")
     return _width_of(state, checkpoint.name).name, {
         "num_classes": 0 if classifier is None else len(classifier),
         "in_chans": state["stem.conv.weight"].shape[1],
-        "img_size": trained_size_of(state),
+        "img_size": trained_size_of(state, stem),
+        "stem": stem,
     }
 
 
 def _load_network(
-    checkpoint: Checkpoint, features_only: bool, out_indices: Sequence[int] | None, overrides: dict[str, Any]
+    checkpoint: Checkpoint, features_only: bool, out_indices: int | Sequence[int] | None, overrides: dict[str, Any]
 ) -> nn.Module:
     recognised = recognise(checkpoint.state, checkpoint.name)
     state = recognised.state
     if "stem.conv.weight" not in state:
         raise WeightsError(f"{checkpoint.name} holds no whole network; dicenet.load_edgenets() loads units and blocks")
-    architecture, args = _model_args(state, checkpoint)
+    architecture, args = _model_args(recognised, checkpoint, overrides.get("stem"))
     complete = "stages.2.0.left.0.conv.weight" in state
     if not (complete or features_only or overrides.get("num_classes")):
         raise WeightsError(
@@ -119,7 +154,12 @@ def _load_network(
     result: Any = net
     if features_only:  # before loading: what is pruned needs no weights
         levels = len(net.feature_info) if complete else len(net.feature_info) - 1
-        result = FeatureGetterNet(net, out_indices=tuple(out_indices or range(levels)))
+        taken, last = feature_take_indices(
+            len(net.feature_info), tuple(range(levels)) if out_indices is None else out_indices
+        )
+        if last >= levels:
+            raise WeightsError(f"{checkpoint.name} has no level {last}: it holds levels 0 to {levels - 1}")
+        result = FeatureGetterNet(net, out_indices=tuple(taken))
     load_weights(net, checkpoint)
     _restore_config(net, checkpoint.metadata)
     result.pretrained_cfg = net.pretrained_cfg
@@ -140,8 +180,9 @@ def _restore_config(net: DiCENet, metadata: Mapping[str, Any]) -> None:
 
 def _open(source: Source) -> Checkpoint:
     """A local file, a state dict, or the name of an official checkpoint."""
-    if isinstance(source, str) and not Path(source).exists() and catalogue.find(source):
-        source = catalogue.fetch(source)
+    named = isinstance(source, str) and re.fullmatch(r"[a-z0-9]+_\d{3}\.(?!pth|ckpt|safetensors)\w+", source)
+    if named and not Path(str(source)).exists():
+        source = catalogue.fetch(str(source))
     return open_source(source)
 
 
@@ -151,7 +192,7 @@ def load(
     num_classes: int | None = None,
     in_chans: int | None = None,
     features_only: bool = False,
-    out_indices: Sequence[int] | None = None,
+    out_indices: int | Sequence[int] | None = None,
     **model_args: Any,
 ) -> nn.Module:
     """A network with its weights: from a file that training or :func:`save` wrote, or any other known checkpoint.
@@ -191,7 +232,7 @@ def load_pytorchcv(source: Source | nn.Module, **kwargs: Any) -> nn.Module:
     """
     if isinstance(source, nn.Module):
         source = source.state_dict()
-    return load(_expect(source, PYTORCHCV.name).state, **kwargs)
+    return load(_expect(source, PYTORCHCV.name), **kwargs)
 
 
 def load_edgenets(
@@ -215,6 +256,8 @@ def load_edgenets(
     state = recognise(checkpoint.state, checkpoint.name).state
     if "stem.conv.weight" in state:
         return _load_network(checkpoint, kwargs.pop("features_only", False), kwargs.pop("out_indices", None), kwargs)
+    if kwargs:
+        raise ConfigError(f"{checkpoint.name} holds a unit or block, for which {', '.join(kwargs)} mean nothing")
     module = _module_for(state, interleave, dilation)
     module.load_state_dict(state)
     return module

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -77,7 +78,9 @@ def contact_sheet(pictures: Sequence[tuple[Image.Image, str, bool]], columns: in
 def png(figure: Figure) -> bytes:
     """A figure as a PNG file's content."""
     content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content)
+    with warnings.catch_warnings():  # names in alphabets that the font lacks are drawn as boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        FigureCanvasAgg(figure).print_png(content)
     return content.getvalue()
 
 
@@ -123,8 +126,9 @@ def confusion_plot(matrix: Any, class_names: Sequence[str]) -> Figure:
     figure.colorbar(image, ax=axes, fraction=0.045, label="share of the true class")
     axes.set(xlabel="predicted", ylabel="true")
     if count <= 40:
-        axes.set_xticks(range(count), class_names, rotation=90 if max(map(len, class_names)) > 2 else 0)
-        axes.set_yticks(range(count), class_names)
+        turned = 90 if max(map(len, class_names)) > 2 else 0
+        axes.set_xticks(range(count), class_names, rotation=turned, parse_math=False)
+        axes.set_yticks(range(count), class_names, parse_math=False)
     if count <= 20:
         for (row, column), value in np.ndenumerate(matrix):
             if value:

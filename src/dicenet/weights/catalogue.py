@@ -81,8 +81,10 @@ def cache_dir() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def fetch(name: str, progress: bool = True) -> Path:
+def fetch(name: str, progress: bool = True, folder: Path | None = None) -> Path:
     """Path of the official checkpoint ``name``, downloaded into the cache if need be and verified in any case.
+
+    ``folder`` replaces :func:`cache_dir`.
 
     Raises:
         WeightsError: no such entry, not loadable, no connection, or a file with another hash (nothing that was
@@ -94,4 +96,4 @@ def fetch(name: str, progress: bool = True) -> Path:
         raise WeightsError(f"no official checkpoint is called {name}: the nearest are {', '.join(near) or 'none'}")
     if not entry.loadable:
         raise WeightsError(f"{name} is listed for completeness but dicenet cannot load it ({Path(entry.path).name})")
-    return download_verified(entry.url, cache_dir() / Path(entry.path).name, entry.git_blob_sha1, progress)
+    return download_verified(entry.url, (folder or cache_dir()) / Path(entry.path).name, entry.git_blob_sha1, progress)

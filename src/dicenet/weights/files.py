@@ -5,7 +5,7 @@ import http.client
 import json
 import os
 import pickle
-import tempfile
+import secrets
 import urllib.error
 import warnings
 from collections.abc import Iterator
@@ -25,8 +25,10 @@ METADATA_KEY = "dicenet"
 #: Of that description; raised when older versions could no longer read it.
 FILE_FORMAT = 1
 #: Wrappers around state dicts: of training programs, and of DDP, compile and our own training task.
-_WRAPPERS = ("state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.", "net.")
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
+_PREFIXES = ("module.", "_orig_mod.", "net.", "model.")
+#: First bytes of torch's formats: a zip archive, a pickle.
+_TORCH_MARKS = (b"PK", b"\x80")
 
 
 @contextmanager
@@ -38,25 +40,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
+        temporary.touch(exist_ok=False)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files
         temporary.replace(path)
     except OSError as error:
         raise DicenetError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -67,7 +61,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, whole or not at all."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    # names of files may hold bytes that are no text: shown escaped
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def git_blob_sha1(path: Path) -> str:
@@ -96,7 +92,7 @@ def download_verified(url: str, path: Path, sha1: str, progress: bool = True) ->
     with atomic_path(path) as temporary:
         try:
             torch.hub.download_url_to_file(url, str(temporary), progress=progress)
-        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise WeightsError(
                 f"cannot download {url}: {reason}; without a connection, place the file at {path}"
@@ -144,6 +140,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a ``.pth`` or ``.ckpt``: tensors and plain values only, nothing in it is ever run."""
+    with path.open("rb") as file:
+        if not file.read(2).startswith(_TORCH_MARKS):
+            raise WeightsError(f"{path} is not a checkpoint: it is neither safetensors nor of torch's formats")
     try:
         with warnings.catch_warnings():  # on pickle protocols: the error below says what matters
             warnings.simplefilter("ignore", UserWarning)
@@ -153,7 +152,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is refused: it is no plain checkpoint, reading it would run code stored in the file or it is "
             "damaged; save its state_dict() alone, or use safetensors"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise WeightsError(f"{path} cannot be read as a checkpoint: it is damaged or of another format") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict")
@@ -200,4 +199,4 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def write_safetensors(path: Path, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write a state dict with its description, whole or not at all."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    write_bytes(path, save(tensors, {METADATA_KEY: json.dumps(metadata, ensure_ascii=False)}))
+    write_bytes(path, save(tensors, {METADATA_KEY: json.dumps(metadata)}))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from timm.data import ImageNetInfo
 from torch import Tensor
@@ -25,6 +26,10 @@ from dicenet.tasks.drawing import confusion_plot, png
 from dicenet.weights.files import write_bytes, write_json
 
 
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
 def _class_order(data_names: Sequence[str], net: DiCENet, weights: str) -> list[int]:
     """For each class of the data the class of the network with the same name (or WordNet id)."""
     names = class_names_of(net)
@@ -34,8 +39,8 @@ def _class_order(data_names: Sequence[str], net: DiCENet, weights: str) -> list[
     unknown = [name for name in data_names if name not in known]
     if unknown:
         raise ConfigError(
-            f"{weights} was trained for {len(names)} classes ({', '.join(names[:5])}, ...), the data has "
-            f"{len(data_names)}, among them unknown ones: {', '.join(unknown[:5])}"
+            f"{weights} was trained for {len(names)} classes ({_some(names)}), the data has {len(data_names)}, "
+            f"among them unknown ones: {_some(unknown)}"
         )
     return [known[name] for name in data_names]
 
@@ -147,7 +152,7 @@ def _print_results(results: dict[str, Any], folder: Path, console: Console) -> N
         table.add_column(column, justify="right")
     for row in shown:
         values = ["-" if row[key] is None else f"{100 * row[key]:.1f} %" for key in ("top1", "precision", "f1")]
-        table.add_row(row["class"], str(row["pictures"]), *values)
+        table.add_row(escape(row["class"]), str(row["pictures"]), *values)
     console.print(table)
     say_what_was_left_out(console, {e["path"]: e["reason"] for e in results["errors"]})
     judged = results["pictures"] - len(results["errors"])

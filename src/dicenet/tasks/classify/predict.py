@@ -150,9 +150,10 @@ class _PictureNames:
 
     def new(self, file: Path) -> Path:
         """A name that was not given before."""
-        name, number = f"{file.stem}.jpg", 1
+        stem = file.stem[:80]  # what is added must fit into a file name too
+        name, number = f"{stem}.jpg", 1
         while name.lower() in self.taken:
             number += 1
-            name = f"{file.stem}-{number}.jpg"
+            name = f"{stem}-{number}.jpg"
         self.taken.add(name.lower())
         return self.folder / name

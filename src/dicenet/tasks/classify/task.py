@@ -43,8 +43,10 @@ class Optimisation:
             raise ConfigError(f"warmup is a part of the run from 0 to below 1, got {self.warmup}")
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"label_smoothing must lie from 0 to below 1, got {self.label_smoothing}")
-        if self.lr <= 0:
-            raise ConfigError(f"lr must be above 0, got {self.lr}")
+        if self.lr <= 0 or self.weight_decay < 0:
+            raise ConfigError(f"lr must be above 0 and weight_decay not below, got {self.lr} and {self.weight_decay}")
+        if not 0 < self.momentum < 1:
+            raise ConfigError(f"momentum must lie between 0 and 1, got {self.momentum}")
 
 
 class ClassifyTask(L.LightningModule):
@@ -144,4 +146,4 @@ class ClassifyTask(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Describe the network, so that a checkpoint can be used like the weights."""
-        checkpoint[METADATA_KEY] = json.dumps(describe(self.net, self.class_names))
+        checkpoint[METADATA_KEY] = json.dumps(describe(self.net, self.class_names, epochs=self.current_epoch + 1))

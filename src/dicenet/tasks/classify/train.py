@@ -1,25 +1,33 @@
 """Training a classifier."""
 
+import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import timm
-import torch
 from rich.console import Console
 from torch import nn
 
-from dicenet.data.classification import ClassificationData, open_classification_data, small_input, split_off
+from dicenet.data.classification import (
+    SMALL_SIDE,
+    ClassificationData,
+    open_classification_data,
+    small_input,
+    split_off,
+)
 from dicenet.data.samples import LoaderSettings, Part
 from dicenet.data.transforms import Augmentation, Preprocessing, evaluation_transform, training_transform
-from dicenet.engine.callbacks import BestWeights
+from dicenet.engine.callbacks import AtStart, BestWeights
 from dicenet.engine.console import say, say_what_was_left_out
 from dicenet.engine.fit import check_device, fit, flush_denormals
 from dicenet.engine.run_folder import (
     BEST,
     LAST,
     METRICS,
+    check_unchanged,
     default_run_folder,
     new_run_folder,
     process_rank,
@@ -31,10 +39,13 @@ from dicenet.errors import ConfigError, WeightsError
 from dicenet.models.dicenet import DiCENet
 from dicenet.models.loading import check_model_name, load, save
 from dicenet.tasks.classify.task import TASK, ClassifyTask, Optimisation
+from dicenet.tasks.classify.trained import same_classes
 from dicenet.tasks.drawing import png, read_metrics, training_curves
 from dicenet.weights.files import read_checkpoint, write_bytes
 
 COLUMNS = ("train_loss", "val_loss", "val_top1", "val_top5")
+#: Arguments that may differ in a resumed run.
+CHANGEABLE = ("epochs", "data", "workers", "device", "devices", "strategy", "precision")
 _DEFAULT_MODEL = "dicenet_100"
 
 
@@ -48,7 +59,7 @@ def train(
     batch_size: int = 128,
     img_size: int | tuple[int, int] | None = None,
     stem: str | None = None,
-    in_chans: int = 3,
+    in_chans: int | None = None,
     optimizer: str = "sgd",
     lr: float | None = None,
     weight_decay: float = 5e-4,
@@ -79,12 +90,13 @@ def train(
         model: name of the network (see 'dicenet models'); dicenet_100 unless weights say otherwise.
         weights: start from these: a file of any known format, or the name of an official checkpoint.
         out: folder of the run, new or empty; runs/classify/train-<date>-<time> if not given.
-        resume: a run folder: go on from its last finished epoch, with its arguments.
+        resume: a run folder: go on from its last finished epoch, with its arguments; epochs, data and how it is
+            computed (workers, device, devices, strategy, precision) can be changed.
         epochs: passes over the training pictures.
-        batch_size: pictures per step.
+        batch_size: pictures per step of a process.
         img_size: side of the input in pixels, or [height, width]; 224, or the pictures' own size if small.
         stem: standard, or small for small pictures; chosen by the pictures' size.
-        in_chans: 3 for colour, 1 for grey.
+        in_chans: 3 for colour, 1 for grey; that of the weights, or 3.
         optimizer: sgd (Nesterov), adamw or lamb.
         lr: peak learning rate; 0.1 from scratch, 0.02 from weights.
         weight_decay: on convolution weights only.
@@ -110,16 +122,27 @@ def train(
     Returns:
         The run folder, with best.safetensors, last.ckpt, metrics.csv, config.yaml, curves.png, TensorBoard logs.
     """
-    config = {key: value for key, value in locals().items() if key not in ("resume", "out")}
-    if resume is not None and data is None:
-        return train(**{**read_config(resumed_folder(resume)), "resume": resume})
+    config = {key: _plain(key, value) for key, value in locals().items() if key not in ("resume", "out")}
+    if resume is not None:
+        if out is not None:
+            raise ConfigError("a resumed run goes on in its own folder: leave out --out")
+        if data is None:
+            return train(**{**_with_changes(resumed_folder(resume), config), "resume": resume})
+        check_unchanged(read_config(resumed_folder(resume)), config, CHANGEABLE)
     if data is None:
         raise ConfigError("no data: give --data FOLDER (or --data digits)")
-    for name, value in (("epochs", epochs), ("batch_size", batch_size), ("accumulate", accumulate)):
+    data, weights = os.fspath(data), None if weights is None else os.fspath(weights)
+    for name, value in (("epochs", epochs), ("accumulate", accumulate)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, got {value}")
+    if drop_rate is not None and not 0 <= drop_rate < 1:
+        raise ConfigError(f"drop_rate must lie from 0 to below 1, got {drop_rate}")
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed must lie from 0 to below 2^32, got {seed}")
     if model and "." in check_model_name(model):  # a tag names official weights
-        model, weights = model.split(".")[0], weights or model
+        if weights:
+            raise ConfigError(f"--model {model} names weights, and so does --weights {weights}: give one of them")
+        model, weights = model.split(".")[0], model
     peak = lr if lr is not None else (0.1 if weights is None else 0.02)
     optimisation = Optimisation(optimizer, peak, weight_decay, momentum, schedule, warmup, label_smoothing)
     check_device(device)
@@ -129,10 +152,17 @@ def train(
 
     dataset = open_classification_data(data)
     train_part, val_part, judged_on = _training_parts(dataset, val_fraction, seed)
-    size, stem = _input_for(dataset, img_size, stem, weights, console)
-    net = _network(model, weights, dataset.class_names, in_chans, size, stem, drop_rate)
+    finished = 0
+    if resume is not None and (resumed_folder(resume) / LAST).exists():
+        net, finished = _resumed_network(resumed_folder(resume) / LAST, dataset.class_names)
+    else:
+        size, stem = _input_for(dataset, img_size, stem, weights, console)
+        net = _network(model, weights, dataset.class_names, in_chans, size, stem, drop_rate, console)
     preprocessing = _training_preprocessing(net)
     augmentation = _augmentation(net, data, augment, min_scale, hflip)
+    # the seed moves on with the epochs, so that a resumed run does not see its first orders again
+    settings = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed + finished)
+    task = ClassifyTask(net, dataset.class_names, optimisation)
 
     folder = resumed_folder(resume) if resume else new_run_folder(out, default_run_folder(TASK, "train"))
     say(
@@ -141,27 +171,22 @@ def train(
         f"{net.stem_type} stem; {len(train_part)} pictures to train on, {len(val_part)} to judge by ({judged_on}); "
         f"run folder {folder}",
     )
-    if resume is None and process_rank() == 0:
-        write_config(folder, config)
-    elif resume and (folder / LAST).exists():
-        finished = _finished_epochs(folder / LAST)
-        say(console, f"resuming behind epoch {finished} of {epochs}")
-    elif resume:
-        say(console, "no epoch was finished: starting anew")
-
-    settings = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed)
-    task = ClassifyTask(net, dataset.class_names, optimisation)
+    if resume is not None:
+        say(console, f"resuming behind epoch {finished} of {epochs}" if finished else "no epoch was finished: anew")
 
     def write_best(epoch: int, scores: dict[str, float]) -> None:
         save(net, folder / BEST, dataset.class_names, training={"epoch": epoch, **scores})
 
+    if finished >= epochs:
+        say(console, f"all {epochs} epochs are finished: give more --epochs to go on")
+        return folder
     fit(
         task,
         train_part.loader(training_transform(preprocessing, augmentation), True, settings),
         val_part.loader(evaluation_transform(preprocessing), False, settings),
         folder,
         columns=COLUMNS,
-        callbacks=[BestWeights("top1", write_best)],
+        callbacks=[AtStart(lambda: write_config(folder, config)), BestWeights("top1", write_best)],
         console=console,
         epochs=epochs,
         ema=ema,
@@ -173,26 +198,53 @@ def train(
         clip=clip,
     )
     if task.global_rank == 0:
-        say_what_was_left_out(console, task.bad_pictures)
-        rows = read_metrics(folder / METRICS)
-        write_bytes(folder / "curves.png", png(training_curves(rows, "val_top1", "validation top-1")))
-        best = max(rows, key=lambda row: row["val_top1"])
-        say(
-            console,
-            f"best epoch {best['epoch']:.0f}: top-1 {100 * best['val_top1']:.2f} %; weights in {folder / BEST}",
-        )
+        _finish(folder, task.bad_pictures, console)
     return folder
+
+
+def _finish(folder: Path, bad_pictures: dict[str, str], console: Console) -> None:
+    """Draw the curves of a finished run and say how it ended."""
+    say_what_was_left_out(console, bad_pictures)
+    rows = read_metrics(folder / METRICS)
+    write_bytes(folder / "curves.png", png(training_curves(rows, "val_top1", "validation top-1")))
+    best = max(rows, key=lambda row: row["val_top1"])
+    say(
+        console,
+        f"best epoch {best['epoch']:.0f}: top-1 {100 * best['val_top1']:.2f} %; weights in {folder / BEST}",
+    )
+
+
+def _plain(name: str, value: Any) -> Any:
+    """An argument as YAML can hold it; paths in full, so that a run can be resumed from anywhere."""
+    if name in ("data", "weights") and value is not None:
+        return os.path.abspath(value) if os.path.exists(value) else os.fspath(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _with_changes(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a run, with those that were given now, told by differing from their defaults."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
+    return read_config(folder) | {name: value for name, value in given.items() if value != defaults[name]}
+
+
+def _resumed_network(checkpoint: Path, class_names: Sequence[str]) -> tuple[DiCENet, int]:
+    """The network that a checkpoint of a run describes, and the number of epochs that are finished."""
+    metadata = read_checkpoint(checkpoint).metadata
+    if not metadata:
+        raise WeightsError(f"{checkpoint} is not of a dicenet run: it cannot be resumed from")
+    if metadata["class_names"] != list(class_names):
+        raise ConfigError(
+            f"the run was of {len(metadata['class_names'])} classes, the data has {len(class_names)} or others: "
+            "start a new run with --weights instead"
+        )
+    net = load(checkpoint)
+    assert isinstance(net, DiCENet)
+    return net, int(metadata["epochs"])
 
 
 def default_workers() -> int:
     """Reading processes: half of the processors, at most 4."""
     return min(4, (os.cpu_count() or 2) // 2)
-
-
-def _finished_epochs(checkpoint: Path) -> int:
-    """Number of finished epochs in a checkpoint. Raises WeightsError if it cannot be read."""
-    read_checkpoint(checkpoint)
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["epoch"]) + 1
 
 
 def _training_parts(dataset: ClassificationData, val_fraction: float, seed: int) -> tuple[Part, Part, str]:
@@ -215,48 +267,57 @@ def _input_for(
     console: Console,
 ) -> tuple[int | tuple[int, int] | None, str | None]:
     """Input size and stem: as asked; else those of the weights; else chosen by the size of the pictures."""
-    if img_size is not None or weights is not None:
+    if weights is not None:
         return img_size, stem
     small = small_input(dataset.median_side())
-    if small is None:
+    if small is None or (stem and img_size):
         return img_size, stem
-    stem = stem or "small"
-    say(console, f"small pictures: input size {small}, {stem} stem (--img-size and --stem override)")
-    return small, stem
+    size = img_size or small
+    if stem is None and min((size, size) if isinstance(size, int) else size) < SMALL_SIDE:
+        stem = "small"
+    say(console, f"small pictures: input size {size}, {stem or 'standard'} stem (--img-size and --stem override)")
+    return size, stem
 
 
 def _network(
     model: str | None,
     weights: str | None,
     class_names: Sequence[str],
-    in_chans: int,
+    in_chans: int | None,
     img_size: int | tuple[int, int] | None,
     stem: str | None,
     drop_rate: float | None,
+    console: Console,
 ) -> DiCENet:
     """The network to train, with fresh or given weights; a fresh classifier starts near zero."""
     if weights is None:
         net = timm.create_model(
             model or _DEFAULT_MODEL,
             num_classes=len(class_names),
-            in_chans=in_chans,
+            in_chans=in_chans or 3,
             img_size=img_size or 224,
             stem=stem or "standard",
             drop_rate=drop_rate,
         )
         _start_small(net.get_classifier())
         return net
+    stored = load(weights)
+    assert isinstance(stored, DiCENet)
+    if model and stored.width.name != model:
+        raise WeightsError(
+            f"{weights} is a checkpoint of {stored.width.name}, not of {model}: give --model {stored.width.name}"
+        )
+    if stem and stem != stored.stem_type:
+        raise WeightsError(f"{weights} was made with the {stored.stem_type} stem, not the {stem} one: leave out --stem")
     net = load(weights, num_classes=len(class_names), in_chans=in_chans, drop_rate=drop_rate)
     assert isinstance(net, DiCENet)
-    if model and net.width.name != model:
-        raise WeightsError(
-            f"{weights} is a checkpoint of {net.width.name}, not of {model}: give --model {net.width.name}"
-        )
-    if stem and stem != net.stem_type:
-        raise WeightsError(f"{weights} was made with the {net.stem_type} stem, not the {stem} one: leave out --stem")
-    if tuple(net.pretrained_cfg.get("label_names") or ()) != tuple(class_names):
+    if same_classes(stored, class_names):
+        say(console, f"weights {weights}, with their classifier")
+    else:
         net.reset_classifier(len(class_names))
+        net.pretrained_cfg.pop("label_names", None)
         _start_small(net.get_classifier())
+        say(console, f"weights {weights}; fresh classifier for {len(class_names)} classes")
     if img_size is not None:
         net.set_input_size(img_size)
     return net

@@ -1,5 +1,7 @@
 """A trained classifier, as evaluation and prediction need it."""
 
+from collections.abc import Sequence
+
 import torch
 from timm.data import ImageNetInfo
 
@@ -18,6 +20,13 @@ def class_names_of(net: DiCENet) -> list[str]:
     if net.num_classes == IMAGENET_CLASSES:
         return ImageNetInfo("imagenet-1k").label_descriptions()
     return [str(index) for index in range(net.num_classes)]
+
+
+def same_classes(net: DiCENet, names: Sequence[str]) -> bool:
+    """Whether a network's classes are these, in this order (for ImageNet's also by WordNet id)."""
+    if net.num_classes == IMAGENET_CLASSES and list(names) == ImageNetInfo("imagenet-1k").label_names():
+        return "label_names" not in net.pretrained_cfg
+    return class_names_of(net) == list(names)
 
 
 def load_classifier(weights: str, img_size: int | tuple[int, int] | None) -> tuple[DiCENet, Preprocessing]:
