@@ -185,7 +185,7 @@ def test_torchvision_cifar(tmp_path):
 
 def test_digits():
     data = open_classification_data("digits")
-    assert {part: len(p) for part, p in data.parts.items()} == {"train": 1347, "test": 450}
+    assert {part: len(p) for part, p in data.parts.items()} == {"train": 1167, "val": 180, "test": 450}
     assert data.median_side() == 8
     from sklearn.datasets import load_digits
 

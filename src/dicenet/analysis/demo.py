@@ -17,7 +17,7 @@ from dicenet.tasks.drawing import confusion_plot, contact_sheet, png, read_metri
 from dicenet.weights.files import write_bytes
 
 _MODEL = "dicenet_020"
-_EPOCHS = 10
+_EPOCHS = 20
 _SHOWN = 40
 
 
@@ -32,7 +32,8 @@ def demo(out: str | None = None, seed: int = 1882) -> Path:
         The report: an HTML page without outside parts.
     """
     started = time.monotonic()
-    held_out = read_digits()["test"]  # first: it fails at once where scikit-learn is missing
+    digits = read_digits()  # first: it fails at once where scikit-learn is missing
+    held_out = digits["test"]
     folder = new_run_folder(out, Path("out/demo"))
     run = folder / "train"
     classify.train(DIGITS, _MODEL, out=str(run), epochs=_EPOCHS, batch_size=64, seed=seed, workers=0, device="cpu")
@@ -53,7 +54,8 @@ def demo(out: str | None = None, seed: int = 1882) -> Path:
     classify.predict(_some_files(predictions), weights, out=str(folder / "drawn"), device="cpu")
 
     seconds = time.monotonic() - started
-    text = _page(run, results, sheet, _png(_examples({"items": mistakes}, truth)), len(mistakes), seconds)
+    wrong = _png(_examples({"items": mistakes}, truth))
+    text = _page(run, results, sheet, wrong, len(mistakes), len(digits["train"]), seconds)
     write_bytes(folder / "report.html", text.encode())
     print(f"demo done in {seconds:.0f} s: top-1 {100 * results['top1']:.2f} %; open {folder / 'report.html'}")
     return folder / "report.html"
@@ -95,7 +97,9 @@ def _png(picture: Image.Image) -> bytes:
     return content.getvalue()
 
 
-def _page(run: Path, results: dict[str, Any], sheet: bytes, wrong: bytes, mistakes: int, seconds: float) -> str:
+def _page(
+    run: Path, results: dict[str, Any], sheet: bytes, wrong: bytes, mistakes: int, pictures: int, seconds: float
+) -> str:
     rows = read_metrics(run / METRICS)
     net = load(run / BEST)
     parameters = sum(p.numel() for p in net.parameters())
@@ -109,9 +113,9 @@ def _page(run: Path, results: dict[str, Any], sheet: bytes, wrong: bytes, mistak
         for r in results["classes"]
     ]
     summary = (
-        f"{_MODEL} ({parameters:,} parameters) learned to read handwritten digits from 1,347 pictures in {len(rows)} "
-        f"epochs. Of {results['pictures']} digits that it had never seen it names {percent(results['top1'])} rightly "
-        f"({mistakes} mistakes). Everything together took {seconds:.0f} seconds."
+        f"{_MODEL} ({parameters:,} parameters) learned to read handwritten digits from {pictures:,} pictures in "
+        f"{len(rows)} epochs. Of {results['pictures']} digits that it had never seen it names "
+        f"{percent(results['top1'])} rightly ({mistakes} mistakes). Everything together took {seconds:.0f} seconds."
     )
     return report.page(
         "A small DiCENet reads handwritten digits",

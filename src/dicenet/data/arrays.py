@@ -53,8 +53,10 @@ def read_cifar(root: Path) -> dict[str, SampleList]:
     return parts
 
 
-def read_digits(test_fraction: float = 0.25, seed: int = 0) -> dict[str, SampleList]:
-    """scikit-learn's 1,797 handwritten digits (8x8, real), split by class into train and test.
+def read_digits(seed: int = 0) -> dict[str, SampleList]:
+    """scikit-learn's 1,797 handwritten digits (8x8, real), split by class into train, val and test.
+
+    A quarter is for testing and a tenth for judging epochs, so that the test is of digits that nothing was chosen by.
 
     Raises:
         ConfigError: scikit-learn is not installed.
@@ -66,9 +68,12 @@ def read_digits(test_fraction: float = 0.25, seed: int = 0) -> dict[str, SampleL
         raise ConfigError("the digits are part of scikit-learn: pip install 'dicenet[demo]'") from error
     digits = load_digits()
     images = (digits.images * (255 / 16)).round().astype(np.uint8)
-    split = train_test_split(images, digits.target, test_size=test_fraction, random_state=seed, stratify=digits.target)
+    numbers = np.arange(len(images))
+    split = partial(train_test_split, random_state=seed)
+    rest, test = split(numbers, test_size=450, stratify=digits.target)
+    train, val = split(rest, test_size=180, stratify=digits.target[rest])
     names = [str(name) for name in digits.target_names]
     return {
-        "train": _samples(split[0], split[2], names, "digits/train"),
-        "test": _samples(split[1], split[3], names, "digits/test"),
+        part: _samples(images[chosen], digits.target[chosen], names, f"digits/{part}")
+        for part, chosen in (("train", train), ("val", val), ("test", test))
     }

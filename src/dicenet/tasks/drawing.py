@@ -98,6 +98,9 @@ def training_curves(rows: Sequence[dict[str, float]], score: str, score_label: s
     for name, label in (("train_loss", "training"), ("val_loss", "validation")):
         losses.plot(epochs, [row.get(name, float("nan")) for row in rows], marker="o", markersize=3, label=label)
     losses.set(xlabel="epoch", ylabel="cross-entropy loss")
+    known = [row[name] for row in rows for name in ("train_loss", "val_loss") if row.get(name, 0) > 0]
+    if known and max(known) > 50 * min(known):  # early validation can be far off: running statistics trail the weights
+        losses.set_yscale("log")
     losses.legend(frameon=False)
     scores.plot(
         epochs,
