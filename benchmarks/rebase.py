@@ -14,7 +14,7 @@ from dicenet.data.classification import open_classification_data
 from dicenet.data.samples import LoaderSettings
 from dicenet.data.transforms import Preprocessing, evaluation_transform
 
-SIZES = (32, 36, 40, 48, 64)
+SIZES = (32, 36, 40, 48)
 
 
 def top1(net: torch.nn.Module, data: str, size: int) -> float:
