@@ -105,10 +105,10 @@ def test_resumed_run_ends_like_an_unbroken_one_would_be_scheduled(tmp_path, monk
 
 def test_best_is_not_replaced_by_worse(tmp_path):
     """A second part of a run at a rate that ruins the network leaves the best weights of the first."""
-    folder = train(tmp_path / "run", epochs=4, lr=0.02, model="dicenet_020", batch_size=64)
+    folder = train(tmp_path / "run", epochs=4, lr=0.05, model="dicenet_020", batch_size=32)
     before = (folder / "best.safetensors").read_bytes()
     scores = [float(line.split(",")[4]) for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
-    assert max(scores) > 0.3
+    assert max(scores) > 0.2  # a ruined network has 0.1
     checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
     for value in checkpoint["state_dict"].values():
         if value.is_floating_point():
