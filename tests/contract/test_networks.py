@@ -262,7 +262,7 @@ def test_exports_at_its_own_and_at_another_size(name, size):
     torch.testing.assert_close(program.module()(x), net(x), rtol=1e-4, atol=1e-4)
 
 
-@smallest
+@pytest.mark.parametrize("name", sorted(SMALLEST))  # four minutes each from a cold cache, forward and backward
 @pytest.mark.slow
 def test_compiles_with_inductor(name):
     net = network(name).eval()
