@@ -30,4 +30,4 @@ test-slow: install
 	$(BIN)/pytest -n auto --dist worksteal -m slow
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -242,6 +242,8 @@ def test_a_class_may_be_missing_in_a_part_or_be_called_like_one(tmp_path):
     image_folder(tmp_path / "a/val", {"dog": 1})
     val = open_classification_data(str(tmp_path / "a")).parts["val"]
     assert [sample.target for sample in val.samples] == [2]
+    (tmp_path / "a/train/stray.png").write_bytes(picture_bytes(0))
+    assert list(open_classification_data(str(tmp_path / "a")).parts) == ["train", "val"]
     image_folder(tmp_path / "vehicles", {"car": 2, "plane": 2, "train": 2})
     data = open_classification_data(str(tmp_path / "vehicles"))
     assert (list(data.parts), data.class_names) == (["all"], ["car", "plane", "train"])
@@ -252,6 +254,7 @@ def test_a_class_may_be_missing_in_a_part_or_be_called_like_one(tmp_path):
     [
         ({"png": b"", "cls": b"7"}, "is of class 7, but only 2 are named"),
         ({"png": b"", "cls": b"cat"}, "holds 'cat', expected the number"),
+        ({"png": b"", "cls": b"\xff"}, "expected the number"),
         ({"txt": b"", "cls": b"0"}, "needs a picture and a .cls file"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import json
 import logging
 import pickle
 import shutil
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import adapt_input_conv
 
 import dicenet
+from dicenet.data.transforms import Preprocessing
 from dicenet.models.fitting import adapt_in_channels, load_weights
 from dicenet.weights import catalogue
 from dicenet.weights.files import atomic_path, git_blob_sha1, read_checkpoint
@@ -398,6 +400,10 @@ def test_files_are_whole_or_absent(tmp_path):
         ('{"architecture": "dicenet_011", "model_args": {}}', "'dicenet_011' is unknown"),
         ('{"architecture": "dicenet_010", "model_args": {}, "format": 99}', "newer dicenet"),
         ('{"architecture": "dicenet_010", "model_args": {"pretrained": true}}', "pretrained is True"),
+        ('{"architecture": "dicenet_010", "model_args": [1]}', r"model_args is \[1\]"),
+        ('{"architecture": 7, "model_args": {}}', "architecture is 7"),
+        ('{"architecture": "dicenet_010", "model_args": {}, "input_size": 64}', "input_size is 64"),
+        ('{"architecture": "dicenet_010", "model_args": {}, "class_names": 2}', "class_names is 2"),
         ('{"architecture": "dicenet_010", "model_args": {"checkpoint_path": "a"}}', "checkpoint_path is 'a'"),
         ('{"architecture": "dicenet_010", "model_args": {"img_size": "64"}}', "img_size is '64'"),
     ],
@@ -407,6 +413,19 @@ def test_damaged_descriptions(tmp_path, description, message):
     save_file(net.state_dict(), tmp_path / "net.safetensors", {"dicenet": description})
     with pytest.raises(dicenet.DicenetError, match=message):
         dicenet.load(tmp_path / "net.safetensors")
+
+
+def test_only_preprocessing_is_taken_from_a_description(tmp_path):
+    net = timm.create_model("dicenet_010", num_classes=2, img_size=32)
+    arguments = {"num_classes": 2, "img_size": [32, 32]}
+    text = {"architecture": "dicenet_010", "model_args": arguments, "preprocessing": {"crop_pct": 0.5, "file": "x"}}
+    save_file(net.state_dict(), tmp_path / "net.safetensors", {"dicenet": json.dumps(text)})
+    cfg = dicenet.load(tmp_path / "net.safetensors").pretrained_cfg
+    assert cfg["crop_pct"] == 0.5
+    assert "file" not in cfg
+    for wrong in ({"crop_pct": "x"}, {"crop_pct": 0}, {"mean": 3}, {"std": ["a"]}, {"interpolation": "random"}):
+        with pytest.raises(dicenet.ConfigError, match="preprocessing needs"):
+            Preprocessing.of({**cfg, **wrong})
 
 
 def test_saving_checks_the_class_names(tmp_path):

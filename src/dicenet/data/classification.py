@@ -117,9 +117,11 @@ def open_classification_data(path: str) -> ClassificationData:
     parts: dict[str, Part] = {}
     for part in PART_FOLDERS:
         folder = _part_folder(root, part)
-        if folder is None or any(is_picture(file) for file in folder.iterdir()):
-            continue  # a folder with pictures in it is a class that happens to be called so
+        if folder is None:
+            continue
         found = _read_folder(folder, next(iter(parts.values())).class_names if parts else None)
+        if found is None and any(is_picture(file) for file in folder.iterdir()):
+            continue  # a folder with pictures and nothing else is a class that happens to be called so
         if found is None:
             raise DataError(f"{folder} holds neither class folders with pictures nor .tar shards")
         layout, parts[part] = found

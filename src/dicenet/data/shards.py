@@ -4,6 +4,7 @@ import json
 import math
 import random
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -34,7 +35,7 @@ def _count_samples(shard: Path) -> int:
     try:
         with tarfile.open(shard) as archive:
             return sum(name.endswith(".cls") for name in archive.getnames())
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(f"shard {shard} cannot be read: it is damaged or no tar archive") from error
 
 
@@ -44,7 +45,7 @@ def _sample(item: dict[str, Any]) -> Sample:
     key = next((suffix[1:] for suffix in SUFFIXES if suffix[1:] in item), None)
     if key is None or "cls" not in item:
         raise DataError(f"{name}: a sample needs a picture and a .cls file, it has {sorted(item)}")
-    text = item["cls"].decode().strip()
+    text = item["cls"].decode(errors="replace").strip()
     if not text.isdecimal():
         raise DataError(f"{name}.cls holds {text!r}, expected the number of a class")
     return Sample(name, partial(read_picture, item[key], name), int(text))

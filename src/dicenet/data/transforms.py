@@ -1,7 +1,7 @@
 """From a PIL picture to the tensor that a classifier takes, for training and for evaluation."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,13 +44,17 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.in_chans not in (1, 3):
             raise ConfigError(f"in_chans must be 1 (grey) or 3 (RGB) to read pictures, got {self.in_chans}")
-        if self.interpolation not in _INTERPOLATIONS or self.crop_mode != "center" or not 0 < self.crop_pct <= 1:
+        known = self.interpolation in _INTERPOLATIONS and self.crop_mode == "center"
+        if not known or not isinstance(self.crop_pct, float | int) or not 0 < self.crop_pct <= 1:
             raise ConfigError(
                 f"preprocessing needs interpolation {' or '.join(_INTERPOLATIONS)}, crop_mode center and crop_pct "
                 f"above 0 and up to 1, got {self.interpolation}, {self.crop_mode}, {self.crop_pct}"
             )
         for name in ("mean", "std"):
-            values = tuple(getattr(self, name))
+            values = getattr(self, name)
+            if not isinstance(values, Sequence) or not all(isinstance(value, float | int) for value in values):
+                raise ConfigError(f"preprocessing needs one number of {name} per channel, got {values!r}")
+            values = tuple(values)
             if len(values) != self.in_chans:  # a grey network takes the mean of the colours' statistics
                 values = (sum(values) / len(values),) * self.in_chans
             object.__setattr__(self, name, values)

@@ -71,7 +71,7 @@ def save(net: DiCENet, path: str | Path, class_names: Sequence[str] | None = Non
         more: anything that JSON can hold, kept in the metadata.
 
     Raises:
-        ConfigError: as many names as classes are needed.
+        ConfigError: as many names as classes are needed; a pruned network cannot be saved.
         DicenetError: the file cannot be written.
     """
     metadata = describe(net, class_names, **more)
@@ -107,7 +107,7 @@ _ARGUMENT_TYPES = {
 def _described_args(metadata: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Arguments of a network from a file's description; nothing else in it reaches the network."""
     args = metadata["model_args"]
-    for key, value in args.items() if isinstance(args, dict) else ():
+    for key, value in args.items():
         if key not in _ARGUMENT_TYPES or not isinstance(value, _ARGUMENT_TYPES[key]):
             raise WeightsError(f"{name} has a damaged description of its network: {key} is {value!r}")
     return dict(args)
@@ -169,8 +169,10 @@ def _load_network(
 def _restore_config(net: DiCENet, metadata: Mapping[str, Any]) -> None:
     """Give a network the input size, class names and preprocessing of its file, where timm's tools look for them."""
     cfg = dict(net.pretrained_cfg, num_classes=net.num_classes)
-    for key, value in metadata.get("preprocessing", {}).items():
-        cfg[key] = tuple(value) if isinstance(value, list) else value
+    for key in PREPROCESSING_KEYS:
+        if key in metadata.get("preprocessing", {}):
+            value = metadata["preprocessing"][key]
+            cfg[key] = tuple(value) if isinstance(value, list) else value
     names = metadata.get("class_names") or ()
     if names and len(names) == net.num_classes:
         cfg["label_names"] = tuple(names)

@@ -24,6 +24,15 @@ from dicenet.errors import DicenetError, WeightsError
 METADATA_KEY = "dicenet"
 #: Of that description; raised when older versions could no longer read it.
 FILE_FORMAT = 1
+#: What its parts must be, where they are there: files may come from anywhere.
+_DESCRIPTION_TYPES = {
+    "format": int,
+    "architecture": str,
+    "model_args": dict,
+    "input_size": list,
+    "class_names": list,
+    "preprocessing": dict,
+}
 #: Wrappers around state dicts: of training programs, and of DDP, compile and our own training task.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.", "net.", "model.")
@@ -123,6 +132,9 @@ def _metadata(text: Any, path: Path) -> dict[str, Any]:
         raise WeightsError(
             f"{path} has an incomplete description of its network: architecture or model_args is missing"
         )
+    for key, kind in _DESCRIPTION_TYPES.items():
+        if key in metadata and not isinstance(metadata[key], kind):
+            raise WeightsError(f"{path} has a damaged description of its network: {key} is {metadata[key]!r}")
     if metadata.get("format", 0) > FILE_FORMAT:
         raise WeightsError(f"{path} was written by a newer dicenet (format {metadata['format']}): update dicenet")
     return metadata
