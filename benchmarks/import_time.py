@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from record import machine, write
+from dicenet.analysis.machine import machine, write_csv
 
 COMMANDS = {
     "import timm": [sys.executable, "-c", "import timm"],
@@ -43,7 +43,7 @@ def main(path: str) -> None:
     ]
     for row in rows:
         print(row)
-    write(Path(path), rows)
+    write_csv(Path(path), rows)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import torch
-from record import machine, write
 
 import dicenet
+from dicenet.analysis.machine import machine, write_csv
 from dicenet.data.classification import open_classification_data
 from dicenet.data.samples import LoaderSettings
 from dicenet.data.transforms import Preprocessing, evaluation_transform
@@ -46,7 +46,7 @@ def main(weights: str, data: str, path: str) -> None:
             }
         )
         print(rows[-1], flush=True)
-    write(Path(path), rows)
+    write_csv(Path(path), rows)
 
 
 if __name__ == "__main__":

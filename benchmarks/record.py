@@ -5,43 +5,13 @@ python benchmarks/record.py RUN_FOLDER EVALUATION_FOLDER CSV
 
 import csv
 import json
-import os
-import platform
-import subprocess
 import sys
 from pathlib import Path
 
-import torch
 import yaml
 
 import dicenet
-
-
-def processor() -> str:
-    """Name of the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
-def machine() -> dict[str, object]:
-    """Where and with what a figure was measured."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "dicenet": dicenet.__version__,
-        "commit": commit.stdout.strip(),
-    }
-
-
-def write(path: Path, rows: list[dict[str, object]]) -> None:
-    """Write rows as CSV."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+from dicenet.analysis.machine import machine, write_csv
 
 
 def main(run: Path, evaluation: Path, path: Path) -> None:
@@ -65,7 +35,7 @@ def main(run: Path, evaluation: Path, path: Path) -> None:
         "training_seconds": round(sum(float(epoch["seconds"]) for epoch in epochs)),
         **machine(),
     }
-    write(path, [row])
+    write_csv(path, [row])
     print(row)
 
 

@@ -6,27 +6,40 @@ It lies outside the package because importing the package imports torch, which t
 import sys
 
 TASKS = ("classify",)
-#: Verb, whether it takes a task, and what it does.
-VERBS = (
-    ("models", False, "list the networks with their parameters and multiply-adds"),
-    ("train", True, "train a network on pictures"),
-    ("evaluate", True, "judge a trained network on pictures of known classes"),
-    ("predict", True, "use a trained network on pictures"),
-    ("convert", False, "turn an EdgeNets or pytorchcv checkpoint into one of dicenet"),
-    ("demo", False, "train, evaluate and use a small network on handwritten digits, in minutes"),
+BENCHMARKS = ("latency", "training")
+#: How the help calls the word behind a verb, and what messages call it, by what it may be.
+WORDS = {TASKS: ("TASK", "task"), BENCHMARKS: ("WHAT", "benchmark")}
+#: Verb, the words that may follow it (one must, if there are any), and what it does.
+VERBS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("models", (), "list the networks with their parameters and multiply-adds"),
+    ("train", TASKS, "train a network on pictures"),
+    ("evaluate", TASKS, "judge a trained network on pictures of known classes"),
+    ("predict", TASKS, "use a trained network on pictures"),
+    ("convert", (), "turn an EdgeNets or pytorchcv checkpoint into one of dicenet"),
+    ("benchmark", BENCHMARKS, "measure how fast networks are, beside others"),
+    ("demo", (), "train, evaluate and use a small network on handwritten digits, in minutes"),
 )
+
+
+def _with_label(verb: str, words: tuple[str, ...]) -> str:
+    return f"{verb} {WORDS[words][0]}" if words else verb
+
+
+def _choices(words: tuple[str, ...]) -> str:
+    return f"{WORDS[words][0]} is one of: {', '.join(words)}."
 
 
 def usage() -> str:
     """What ``dicenet --help`` prints."""
-    width = max(len(f"{verb} TASK") for verb, _, _ in VERBS) + 2
-    verbs = "\n".join(f"  {verb + (' TASK' if task else ''):<{width}}{text}" for verb, task, text in VERBS)
+    width = max(len(_with_label(verb, words)) for verb, words, _ in VERBS) + 2
+    verbs = "\n".join(f"  {_with_label(verb, words):<{width}}{text}" for verb, words, text in VERBS)
+    choices = "\n".join(map(_choices, WORDS))
     return (
-        "usage: dicenet [--help] [--version] VERB [TASK] [OPTIONS]\n\n"
+        "usage: dicenet [--help] [--version] VERB [WORD] [OPTIONS]\n\n"
         "Small, fast convolutional networks made of dimension-wise convolutions (DiCENet).\n\n"
         f"{verbs}\n\n"
-        f"TASK is one of: {', '.join(TASKS)}.\n"
-        "'dicenet VERB [TASK] --help' shows the options; '--debug' shows the traceback of an error.\n"
+        f"{choices}\n"
+        "'dicenet VERB [WORD] --help' shows the options; '--debug' shows the traceback of an error.\n"
     )
 
 
@@ -52,24 +65,25 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] in ("-V", "--version"):
         print(_version())
         return 0
-    takes_task = {verb: task for verb, task, _ in VERBS}
+    known = {verb: words for verb, words, _ in VERBS}
     verb = arguments[0]
-    if verb not in takes_task:
+    if verb not in known:
         import difflib
 
-        near = difflib.get_close_matches(verb, takes_task, n=1, cutoff=0.0)
+        near = difflib.get_close_matches(verb, known, n=1, cutoff=0.0)
         return _fail(f"unknown verb {verb!r}: did you mean {near[0]!r}? (dicenet --help lists all)")
-    if takes_task[verb] and arguments[1:2] in ([], ["-h"], ["--help"]):
-        text = f"usage: dicenet {verb} TASK [OPTIONS]\n\nTASK is one of: {', '.join(TASKS)}."
+    words = known[verb]
+    if words and arguments[1:2] in ([], ["-h"], ["--help"]):
+        text = f"usage: dicenet {_with_label(verb, words)} [OPTIONS]\n\n{_choices(words)}"
         print(text, file=sys.stdout if arguments[1:] else sys.stderr)
         return 0 if arguments[1:] else 2
-    if takes_task[verb] and arguments[1] not in TASKS:
-        return _fail(f"unknown task {arguments[1]!r} for {verb}: choose one of {', '.join(TASKS)}")
+    if words and arguments[1] not in words:
+        return _fail(f"unknown {WORDS[words][1]} {arguments[1]!r} for {verb}: choose one of {', '.join(words)}")
     try:
         from dicenet.cli.run import run
     except KeyboardInterrupt:
         return 130
-    return run(arguments, task_given=takes_task[verb])
+    return run(arguments, word_given=bool(words))
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def rows(folder):
 # -- help and version
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["benchmark", "--help"]])
 def test_answers_without_importing_torch(arguments):
     program = f"import sys, dicenet_cli; dicenet_cli.main({arguments!r}); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -96,11 +96,12 @@ def test_answers_without_importing_torch(arguments):
     assert "dicenet" in done.stdout
 
 
-@pytest.mark.parametrize("verb", [verb for verb, _, _ in dicenet_cli.VERBS])
+@pytest.mark.parametrize(
+    "verb", [f"{verb} {word}".strip() for verb, words, _ in dicenet_cli.VERBS for word in words or ("",)]
+)
 def test_every_verb_has_help(verb, capsys):
-    takes_task = dict((v, t) for v, t, _ in dicenet_cli.VERBS)[verb]
     with pytest.raises(SystemExit) as caught:
-        dicenet_cli.main([verb, *(["classify"] if takes_task else []), "--help"])
+        dicenet_cli.main([*verb.split(), "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert f"usage: dicenet {verb}" in text

@@ -90,15 +90,15 @@ def _parser_message(error: Exception) -> str:
     return re.sub(r"--[a-z][a-z_]+", lambda m: m[0].replace("_", "-"), text)
 
 
-def run(arguments: list[str], task_given: bool) -> int:
-    """Run ``arguments`` (verb, task if there is one, options); returns the exit code."""
+def run(arguments: list[str], word_given: bool) -> int:
+    """Run ``arguments`` (verb, task or other word if there is one, options); returns the exit code."""
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    words = arguments[: 2 if task_given else 1]
+    words = arguments[: 2 if word_given else 1]
     options = [_with_underscores(argument) for argument in arguments[len(words) :]]
     try:
         module = importlib.import_module(f"dicenet.cli.{words[0]}")
-        command: Command = module.COMMANDS[words[1]] if task_given else module.COMMAND
+        command: Command = module.COMMANDS[words[1]] if word_given else module.COMMAND
         if command.resumable:
             options = _resume_config(options)
         parser = _parser(" ".join(words), command)

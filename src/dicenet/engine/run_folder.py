@@ -76,14 +76,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     return yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
 
 
-def check_unchanged(saved: Mapping[str, Any], now: Mapping[str, Any], changeable: Sequence[str]) -> None:
+def check_unchanged(
+    saved: Mapping[str, Any],
+    now: Mapping[str, Any],
+    changeable: Sequence[str],
+    advice: str = "start a new run with --weights instead",
+) -> None:
     """Raise ConfigError if a resumed run was given other arguments than it began with, but for some."""
     for key, value in now.items():
         before = saved.get(key)
         if key not in changeable and key in saved and value != before:
             raise ConfigError(
-                f"cannot change {key} from {before} to {value} in a resumed run, only {', '.join(changeable)}: start a "
-                "new run with --weights instead"
+                f"cannot change {key} from {before} to {value} in a resumed run, only {', '.join(changeable)}: {advice}"
             )
 
 
