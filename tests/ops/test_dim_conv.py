@@ -104,7 +104,8 @@ def doubled():
 def test_faster_backend_is_chosen_where_it_can_be():
     arguments = case(1, 3, 4, 5, 3)
     expected = reference.dim_conv(*arguments)
-    assert available_backends() == ("doubled", "reference")
+    assert available_backends()[0] == "doubled"
+    assert available_backends()[-1] == "reference"
     torch.testing.assert_close(dim_conv(*arguments), 2 * expected)
     dilated = reference.dim_conv(*arguments, (1, 2, 1))
     torch.testing.assert_close(dim_conv(*arguments, (1, 2, 1)), dilated)
@@ -125,7 +126,7 @@ def test_export_takes_the_reference():
 
 
 def test_unknown_backend():
-    message = "'cuda' is not available here: choose one of auto, reference"
+    message = "'cuda' is not available here: choose one of auto, (cpp, )?reference"
     with pytest.raises(dicenet.ConfigError, match=message), use_backend("cuda"):
         pass
 

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from dicenet.ops import norm_prelu
+
 
 class NormAct(nn.Module):
     """Batch norm, then a PReLU with one slope per channel. (N, C, H, W) to the same shape."""
@@ -13,7 +15,7 @@ class NormAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise and activate x."""
-        return self.act(self.norm(x))
+        return norm_prelu(x, self.norm, self.act.weight)
 
 
 class ConvNormAct(NormAct):

@@ -1,10 +1,16 @@
 """The DiCE unit: DimConv followed by DimFuse."""
 
+import torch
 from torch import Tensor, nn
 
 from dicenet.layers.conv_norm_act import NormAct
 from dicenet.layers.dim_conv import DimConv
 from dicenet.layers.dim_fuse import BRANCHES, DimFuse
+from dicenet.ops.dim_conv import uses_cpp
+from dicenet.ops.unit import UnitParts, dice_unit
+
+#: The fused operators take maps of at least one widest vector.
+FUSED_CHANNELS = 16
 
 
 class DiCEUnit(nn.Module):
@@ -35,6 +41,52 @@ class DiCEUnit(nn.Module):
         self.norm_act = NormAct(BRANCHES * in_channels)
         self.dim_fuse = DimFuse(in_channels, out_channels, interleave)
 
+    def parts(self) -> UnitParts:
+        """Everything that the unit computes with."""
+        fuse = self.dim_fuse
+        return UnitParts(
+            self.dim_conv.weight_depth,
+            self.dim_conv.weight_height,
+            self.dim_conv.weight_width,
+            self.norm_act.norm,
+            self.norm_act.act.weight,
+            fuse.local.conv.weight,
+            fuse.local.norm,
+            fuse.local.act.weight,
+            fuse.spatial.conv.weight,
+            fuse.spatial.norm,
+            fuse.spatial.act.weight,
+            fuse.excitation.squeeze.weight,
+            fuse.excitation.excite.weight,
+        )
+
+    def is_plain(self) -> bool:
+        """Whether the fused operators know this unit: 3x3 without dilation, interleaved, as many outputs as inputs."""
+        channels, kernel = self.dim_conv.channels, self.dim_conv.weight_depth.shape[-1]
+        fuse = self.dim_fuse
+        norms = (self.norm_act.norm, fuse.local.norm, fuse.spatial.norm)
+        return (
+            kernel == 3
+            and self.dim_conv.dilation == (1, 1, 1)
+            and fuse.interleave
+            and fuse.spatial.conv.out_channels == channels
+            and all(type(norm) is nn.BatchNorm2d and norm.running_mean is not None for norm in norms)
+        )
+
+    def _fuses(self, x: Tensor) -> bool:
+        return (
+            not self.training
+            and not torch.is_grad_enabled()
+            and x.dim() == 4
+            and tuple(x.shape[2:]) == self.dim_conv.feature_size
+            and x.shape[1] == self.dim_conv.channels >= FUSED_CHANNELS
+            and uses_cpp(x, *(p for p in self.parameters()))
+            and self.is_plain()
+            and not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules() if m is not self)
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """Filter and fuse x."""
+        if self._fuses(x):
+            return dice_unit(x, self.parts())
         return self.dim_fuse(self.norm_act(self.dim_conv(x)))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dicenet.errors import ConfigError
-from dicenet.ops import dim_conv, reference
+from dicenet.ops import dim_conv
 
 
 def resize(x: Tensor, height: int, width: int) -> Tensor:
@@ -95,10 +95,9 @@ class DimConv(nn.Module):
         trained_height, trained_width = self.feature_size
         if height == trained_height and width == trained_width:
             return dim_conv(x, self.weight_depth, self.weight_height, self.weight_width, self.dilation)
-        dilation_depth, dilation_height, dilation_width = self.dilation
-        by_depth = reference.depth_conv(x, self.weight_depth, dilation_depth)
-        by_height = reference.height_conv(resize(x, trained_height, width), self.weight_height, dilation_height)
-        by_width = reference.width_conv(resize(x, height, trained_width), self.weight_width, dilation_width)
+        by_depth = dim_conv(x, self.weight_depth, None, None, self.dilation)
+        by_height = dim_conv(resize(x, trained_height, width), None, self.weight_height, None, self.dilation)
+        by_width = dim_conv(resize(x, height, trained_width), None, None, self.weight_width, self.dilation)
         return torch.cat([by_depth, resize(by_height, height, width), resize(by_width, height, width)], dim=1)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:

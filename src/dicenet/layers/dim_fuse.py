@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dicenet.errors import ConfigError
 from dicenet.layers.conv_norm_act import ConvNormAct
+from dicenet.ops import join_branches, norm_prelu
 
 BRANCHES = 3
 
@@ -56,7 +57,8 @@ class DimFuse(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fuse x."""
-        if self.interleave:
-            x = F.channel_shuffle(x, BRANCHES)
-        x = self.local(x)
+        if self.interleave and not self.local.conv._forward_hooks:
+            x = norm_prelu(join_branches(x, self.local.conv.weight), self.local.norm, self.local.act.weight)
+        else:
+            x = self.local(F.channel_shuffle(x, BRANCHES) if self.interleave else x)
         return self.spatial(x) * self.excitation(x)

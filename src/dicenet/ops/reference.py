@@ -34,18 +34,17 @@ def width_conv(x: Tensor, weight: Tensor, dilation: int = 1) -> Tensor:
 
 def dim_conv(
     x: Tensor,
-    weight_depth: Tensor,
-    weight_height: Tensor,
-    weight_width: Tensor,
+    weight_depth: Tensor | None,
+    weight_height: Tensor | None,
+    weight_width: Tensor | None,
     dilation: tuple[int, int, int] = (1, 1, 1),
 ) -> Tensor:
     """Concatenate the depth, height and width branches: (N, C, H, W) to (N, 3C, H, W). See ``dicenet.ops.dim_conv``."""
-    depth, height, width = dilation
-    return torch.cat(
-        [
-            depth_conv(x, weight_depth, depth),
-            height_conv(x, weight_height, height),
-            width_conv(x, weight_width, width),
-        ],
-        dim=1,
-    )
+    convolutions = (depth_conv, height_conv, width_conv)
+    weights = (weight_depth, weight_height, weight_width)
+    branches = [
+        convolution(x, weight, step)
+        for convolution, weight, step in zip(convolutions, weights, dilation, strict=True)
+        if weight is not None
+    ]
+    return torch.cat(branches, dim=1) if len(branches) > 1 else branches[0]

@@ -1,0 +1,87 @@
+// Small passes: pooling, shuffling, scaling.
+
+namespace dicenet {
+namespace DICENET_LEVEL {
+
+void scale_shift_act(const float* x, int64_t pixels, int64_t x_stride, int64_t channels, const NormAct& a, float* out,
+                     int64_t out_stride) {
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      const bool over = channels >= kLanes && c + kLanes > channels;  // ends with the map: some lanes come twice
+      const int64_t at = over ? channels - kLanes : c, left = channels - at;
+      const V z = fma(load_part(a.scale + at, left), load_part(x + p * x_stride + at, left),
+                      load_part(a.shift + at, left));
+      const V y = a.slope ? z * z.by_sign(V::splat(1), load_part(a.slope + at, left)) : z;
+      store_part(y, left, out + p * out_stride + at);
+    }
+  }
+}
+
+template <bool MAXIMUM>
+void pool_row_of(const float* x, int64_t height, int64_t width, int64_t channels, int64_t h, int64_t out_width,
+                 float* out) {
+  const int64_t top = 2 * h - 1 < 0 ? 0 : 2 * h - 1, bottom = 2 * h + 2 > height ? height : 2 * h + 2;
+  for (int64_t w = 0; w < out_width; ++w) {
+    const int64_t left = 2 * w - 1 < 0 ? 0 : 2 * w - 1, right = 2 * w + 2 > width ? width : 2 * w + 2;
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      V best = V::splat(MAXIMUM ? -__builtin_inff() : 0.0f);
+      for (int64_t row = top; row < bottom; ++row) {
+        for (int64_t column = left; column < right; ++column) {
+          const V v = V::load(x + (row * width + column) * channels + c);
+          best = MAXIMUM ? max(v, best) : best + v;
+        }
+      }
+      if (!MAXIMUM) best = V::splat(1.0f / 9.0f) * best;
+      best.store(out + (h * out_width + w) * channels + c);
+    }
+  }
+}
+
+void pool_row(const float* x, int64_t height, int64_t width, int64_t channels, bool maximum, int64_t out_row,
+              int64_t out_width, float* out) {
+  if (maximum) {
+    pool_row_of<true>(x, height, width, channels, out_row, out_width, out);
+  } else {
+    pool_row_of<false>(x, height, width, channels, out_row, out_width, out);
+  }
+}
+
+template <int... I>
+DICENET_INLINE void store_interleaved(V a, V b, float* out, std::integer_sequence<int, I...>) {
+  const V low{__builtin_shufflevector(a.v, b.v, (I % 2 * kLanes + I / 2)...)};
+  const V high{__builtin_shufflevector(a.v, b.v, (I % 2 * kLanes + kLanes / 2 + I / 2)...)};
+  low.store(out);
+  high.store(out + kLanes);
+}
+
+void interleave(const float* first, const float* second, int64_t pairs, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= pairs; i += kLanes) {
+    store_interleaved(V::load(first + i), V::load(second + i), out + 2 * i,
+                      std::make_integer_sequence<int, kLanes>{});
+  }
+  const int64_t end = padded(2 * pairs);
+  if (i < pairs) {
+    float rest[2 * kLanes];
+    store_interleaved(load_part(first + i, pairs - i), load_part(second + i, pairs - i), rest,
+                      std::make_integer_sequence<int, kLanes>{});
+    std::memcpy(out + 2 * i, rest, 2 * (pairs - i) * sizeof(float));
+  }
+  for (int64_t c = 2 * pairs; c < end; ++c) out[c] = 0;
+}
+
+float dot(const float* a, const float* b, int64_t count) {
+  V sum = V::zero();
+  for (int64_t i = 0; i < count; i += kLanes) sum = fma(load_part(a + i, count - i), load_part(b + i, count - i), sum);
+  return sum.sum();
+}
+
+void axpy(const float* x, float factor, int64_t count, bool first, float* out) {
+  for (int64_t c = 0; c < count; c += kLanes) {
+    const V scaled = V::splat(factor) * V::load(x + c);
+    (first ? scaled : scaled + V::load(out + c)).store(out + c);
+  }
+}
+
+}  // namespace DICENET_LEVEL
+}  // namespace dicenet
