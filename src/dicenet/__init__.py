@@ -13,6 +13,7 @@ from dicenet.errors import ConfigError, DataError, DicenetError, TrainingError, 
 from dicenet.layers import DiCEUnit, DimConv, DimFuse
 from dicenet.models.dicenet import DiCENet
 from dicenet.models.loading import load, load_edgenets, load_pytorchcv, save
+from dicenet.optimize import OptimizedNetwork, accelerate, optimize_for_inference
 
 __version__ = version("dicenet")
 
@@ -24,15 +25,18 @@ __all__ = [
     "DicenetError",
     "DimConv",
     "DimFuse",
+    "OptimizedNetwork",
     "TrainingError",
     "WeightsError",
     "__version__",
+    "accelerate",
     "layers",
     "load",
     "load_edgenets",
     "load_pytorchcv",
     "models",
     "ops",
+    "optimize_for_inference",
     "save",
     "weights",
 ]

@@ -5,6 +5,11 @@ from torch import Tensor, nn
 from dicenet.ops import norm_prelu
 
 
+def hooked(*modules: nn.Module) -> bool:
+    """Whether anybody listens to one of these modules: what is fused does not call them."""
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
+
+
 class NormAct(nn.Module):
     """Batch norm, then a PReLU with one slope per channel. (N, C, H, W) to the same shape."""
 
@@ -15,6 +20,8 @@ class NormAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise and activate x."""
+        if hooked(self.norm, self.act):
+            return self.act(self.norm(x))
         return norm_prelu(x, self.norm, self.act.weight)
 
 

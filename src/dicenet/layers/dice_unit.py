@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from dicenet.layers.conv_norm_act import NormAct
+from dicenet.layers.conv_norm_act import NormAct, hooked
 from dicenet.layers.dim_conv import DimConv
 from dicenet.layers.dim_fuse import BRANCHES, DimFuse
 from dicenet.ops.dim_conv import uses_cpp
@@ -82,7 +82,7 @@ class DiCEUnit(nn.Module):
             and x.shape[1] == self.dim_conv.channels >= FUSED_CHANNELS
             and uses_cpp(x, *(p for p in self.parameters()))
             and self.is_plain()
-            and not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules() if m is not self)
+            and not hooked(*(module for module in self.modules() if module is not self))
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dicenet.errors import ConfigError
-from dicenet.layers.conv_norm_act import ConvNormAct
+from dicenet.layers.conv_norm_act import ConvNormAct, hooked
 from dicenet.ops import join_branches, norm_prelu
 
 BRANCHES = 3
@@ -57,7 +57,7 @@ class DimFuse(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fuse x."""
-        if self.interleave and not self.local.conv._forward_hooks:
+        if self.interleave and not hooked(*self.local.modules()):
             x = norm_prelu(join_branches(x, self.local.conv.weight), self.local.norm, self.local.act.weight)
         else:
             x = self.local(F.channel_shuffle(x, BRANCHES) if self.interleave else x)

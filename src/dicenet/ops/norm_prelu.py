@@ -9,11 +9,10 @@ from dicenet.ops.dim_conv import uses_cpp
 
 def _fuses(x: Tensor, norm: nn.Module, slope: Tensor) -> bool:
     return (
-        type(norm) is nn.BatchNorm2d  # not a subclass, which may do anything, and not one that hooks listen to
+        type(norm) is nn.BatchNorm2d  # not a subclass, which may do anything
         and x.dim() == 4
         and x.shape[0] > 0
         and slope.numel() == x.shape[1]
-        and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks)
         and uses_cpp(x, slope, *(t for t in (norm.weight, norm.running_mean) if t is not None))
     )
 

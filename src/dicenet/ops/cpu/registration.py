@@ -4,14 +4,29 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
+
+from dicenet.ops import reference
 
 Gradients = tuple[Tensor | None, ...]
 
 
 def _map(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _by_torch(function: Callable[..., Tensor], grad: Tensor, *tensors: Tensor | None) -> Gradients:
+    """Gradients that can be differentiated once more: the C++ ones cannot, so torch's own operators compute them.
+
+    Gradients of tensors that need none are None.
+    """
+    # as views, so that a tensor that depends on another one here does not pass its gradient on to it
+    views = [t.view_as(t) if t is not None and t.requires_grad else t for t in tensors]
+    wanted = [t for t in views if t is not None and t.requires_grad]
+    found = iter(torch.autograd.grad(function(*views), wanted, grad, create_graph=True))
+    return tuple(next(found) if t is not None and t.requires_grad else None for t in views)
 
 
 # -- dim_conv
@@ -45,6 +60,8 @@ def _dim_conv_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
 
 def _dim_conv_grad(ctx: Any, grad: Tensor) -> Gradients:
     x, *weights = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        return _by_torch(reference.dim_conv, grad, x, *weights)
     needed = ctx.needs_input_grad
     results = torch.ops.dicenet.dim_conv_backward(grad, x, *weights, needed[0], any(needed[1:]))
     return tuple(result if wanted else None for result, wanted in zip(results, needed, strict=True))
@@ -73,6 +90,15 @@ def _norm_prelu_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> No
 
 def _norm_prelu_grad(ctx: Any, grad: Tensor) -> Gradients:
     x, weight, bias, mean, var, slope = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        # in training mean and var are functions of x, which torch's norm computes itself
+        fixed_mean, fixed_var = (None, None) if ctx.training else (mean, var)
+
+        def by_torch(x: Tensor, weight: Tensor | None, bias: Tensor | None, slope: Tensor) -> Tensor:
+            return F.prelu(F.batch_norm(x, fixed_mean, fixed_var, weight, bias, ctx.training, 0.0, ctx.eps), slope)
+
+        grad_x, grad_weight, grad_bias, grad_slope = _by_torch(by_torch, grad, x, weight, bias, slope)
+        return grad_x, grad_weight, grad_bias, None, None, grad_slope, None, None
     needed = ctx.needs_input_grad
     grad_x, grad_weight, grad_bias, grad_slope = torch.ops.dicenet.norm_prelu_backward(
         grad, x, weight, bias, mean, var, slope, ctx.eps, ctx.training, needed[0]
@@ -99,7 +125,13 @@ def _join_branches_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) ->
     ctx.save_for_backward(*inputs)
 
 
+def _join_branches_by_torch(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(F.channel_shuffle(x, 3), weight, groups=weight.shape[0])
+
+
 def _join_branches_grad(ctx: Any, grad: Tensor) -> Gradients:
+    if torch.is_grad_enabled():
+        return _by_torch(_join_branches_by_torch, grad, *ctx.saved_tensors)
     return torch.ops.dicenet.join_branches_backward(grad, *ctx.saved_tensors)
 
 

@@ -80,7 +80,7 @@ DICENET_INLINE void walk_row(const float* const source[3], int64_t pixel, int64_
     sum = fma_at(kw + 3 * i + 1, x.middle, sum);
     sum = fma_at(kw + 3 * i + 2, x.right, sum);
   };
-  for (int64_t w = 0; w < columns; ++w, kw += 9) {
+  for (int64_t w = 0; w < columns; ++w, kw += BRANCHES & kWidth ? 9 : 0) {
     V depth2 = kernels.start_depth, height2 = kernels.start_height, width1 = kernels.start_width;
     const auto take = [&](int64_t offset, int i) {
       const int64_t at = w * pixel + offset;
@@ -144,7 +144,8 @@ void fast_row(const DimConv& a, int64_t image_row) {
   each_vector(a.channels, [&](auto edge, int64_t channel) {
     const float* source[3];
     for (int b = 0; b < 3; ++b) source[b] = a.source[b] ? a.source[b] + image_row * row + channel : nullptr;
-    const RowKernels kernels{a.weight_depth + channel, a.channels, a.weight_height + h * 9, a.weight_width,
+    const RowKernels kernels{a.weight_depth ? a.weight_depth + channel : nullptr, a.channels,
+                             a.weight_height ? a.weight_height + h * 9 : nullptr, a.weight_width,
                              V::zero(), V::zero(), V::zero()};
     walk_any_row<BRANCHES, decltype(edge)::value, !SUM>(
         source, a.source_stride, row, a.width, h > 0, h + 1 < a.height, kernels,
@@ -279,6 +280,12 @@ void row_by_branches(const DimConv& a, int64_t row) {
       return fast_row<kHeight, SUM>(a, row);
     case kWidth:
       return fast_row<kWidth, SUM>(a, row);
+    case kDepth | kHeight:
+      return fast_row<kDepth | kHeight, SUM>(a, row);
+    case kDepth | kWidth:
+      return fast_row<kDepth | kWidth, SUM>(a, row);
+    case kHeight | kWidth:
+      return fast_row<kHeight | kWidth, SUM>(a, row);
     case kAllBranches:
       return fast_row<kAllBranches, SUM>(a, row);
   }
