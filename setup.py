@@ -56,9 +56,11 @@ class BuildOperators(build_ext):
         for source in ("dispatch.cpp", "parallel.cpp", "unit.cpp", "plan.cpp"):
             objects += compile_one(source, KERNEL_FLAGS, output_dir=self.build_temp, macros=plain)
         include = torch / "include"
+        # messages of torch's checks name its headers: without the folders of the machine that built this
+        nowhere = f"-ffile-prefix-map={include}/="
         objects += compile_one(
             "torch_ops.cpp",
-            ["-O2", "-isystem", str(include)],
+            ["-O2", "-isystem", str(include), nowhere],
             output_dir=self.build_temp,
             macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), ("TORCH_STABLE_ONLY", None)],
         )

@@ -575,6 +575,53 @@ def test_no_drawing(digits, weights, tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["predictions.json"]
 
 
+@pytest.fixture
+def optimized(monkeypatch):
+    """Names of the networks that were optimized."""
+    names = []
+
+    def counted(net):
+        names.append(net.width.name)
+        return dicenet.optimize_for_inference(net)
+
+    monkeypatch.setattr("dicenet.tasks.classify.trained.optimize_for_inference", counted)
+    return names
+
+
+def test_prediction_with_and_without_optimizing(digits, weights, tmp_path, optimized):
+    arguments = ["predict", "classify", "--weights", weights, "--device", "cpu", "--no-draw", digits / "val"]
+    run(*arguments, "--out", tmp_path / "fast")
+    assert optimized == ["dicenet_010"]
+    run(*arguments, "--out", tmp_path / "plain", "--no-optimize")
+    assert optimized == ["dicenet_010"]
+    fast, plain = (json.loads((tmp_path / o / "predictions.json").read_text())["items"] for o in ("fast", "plain"))
+    assert len(fast) == len(plain) == 18
+    for one, other in zip(fast, plain, strict=True):
+        scores, expected = ({a["class"]: a["score"] for a in item["result"]} for item in (one, other))
+        assert scores == pytest.approx(expected, abs=1e-4)
+
+
+def test_evaluation_with_and_without_optimizing(digits, weights, tmp_path, optimized):
+    arguments = ["evaluate", "classify", "--weights", weights, "--data", digits, "--workers", "0", "--device", "cpu"]
+    run(*arguments, "--out", tmp_path / "fast", "--optimize")
+    assert optimized == ["dicenet_010"]
+    run(*arguments, "--out", tmp_path / "plain", "--no-optimize")
+    run(*arguments, "--out", tmp_path / "half", "--precision", "bf16-true")
+    assert optimized == ["dicenet_010"], "neither where it is not wanted nor in another precision"
+    fast, plain = (json.loads((tmp_path / o / "results.json").read_text()) for o in ("fast", "plain"))
+    assert fast["confusion"] == plain["confusion"]
+    assert fast["loss"] == pytest.approx(plain["loss"], abs=1e-4)
+
+
+def test_wrong_use_of_the_optimize_switch(digits, weights, tmp_path, fails):
+    data = ["evaluate", "classify", "--weights", weights, "--data", digits]
+    fails(*data, "--no-optimize=false", message="--no-optimize")
+    fails(*data, "--optimize", "false", message="false")
+    (tmp_path / "wrong.yaml").write_text("optimize: fast\n")
+    fails(*data, "--config", tmp_path / "wrong.yaml", message="not boolean: fast")
+    fails("predict", "classify", "--weights", weights, "--no-optimise", digits, message="no-optimise")
+
+
 def test_imagenet_names(tmp_path, shared):
     """A network of 1000 classes answers with ImageNet's names, on pictures some of which are grey."""
     dicenet.save(timm.create_model("dicenet_010"), tmp_path / "net.safetensors")

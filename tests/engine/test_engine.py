@@ -6,6 +6,7 @@ import torch
 import dicenet
 from dicenet.engine.run_folder import default_run_folder, new_run_folder, resumed_folder
 from dicenet.engine.schedules import learning_rate, scheduler
+from dicenet.ops.denormals import flushes_denormals
 from dicenet.tasks import classify
 
 
@@ -101,6 +102,21 @@ def test_resumed_run_ends_like_an_unbroken_one_would_be_scheduled(tmp_path, monk
     states = resumed["optimizer_states"][0]["state"]
     assert all("momentum_buffer" in state for state in states.values())
     assert len((stopped / "metrics.csv").read_text().splitlines()) == 4
+
+
+def test_denormals_are_flushed_in_training_only(tmp_path, monkeypatch):
+    seen = []
+    step = classify.ClassifyTask.training_step
+
+    def watched(self, *arguments):
+        seen.append(flushes_denormals())
+        return step(self, *arguments)
+
+    monkeypatch.setattr(classify.ClassifyTask, "training_step", watched)
+    train(tmp_path / "run", epochs=1)
+    assert seen
+    assert all(seen)
+    assert not flushes_denormals()
 
 
 def test_best_is_not_replaced_by_worse(tmp_path):

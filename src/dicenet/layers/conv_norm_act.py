@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from dicenet.ops import norm_prelu
+from dicenet.ops import dim_conv, norm_prelu
+from dicenet.ops.dim_conv import uses_cpp
 
 
 def hooked(*modules: nn.Module) -> bool:
@@ -36,7 +37,11 @@ class ConvNormAct(NormAct):
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, (kernel_size - 1) // 2, groups=groups, bias=False
         )
+        self._is_depth_branch = kernel_size == 3 and stride == 1 and groups == in_channels == out_channels > 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, normalise and activate x."""
+        # a depth branch alone is a depth-wise convolution, and faster than torch's, above all on small maps
+        if self._is_depth_branch and x.shape[0] > 0 and uses_cpp(x, self.conv.weight) and not hooked(self.conv):
+            return super().forward(dim_conv(x, self.conv.weight, None, None))
         return super().forward(self.conv(x))

@@ -21,7 +21,7 @@ from dicenet.errors import ConfigError
 from dicenet.models.dicenet import DiCENet
 from dicenet.tasks.classify.task import TASK, ClassifyTask
 from dicenet.tasks.classify.train import default_workers
-from dicenet.tasks.classify.trained import IMAGENET_CLASSES, class_names_of, load_classifier
+from dicenet.tasks.classify.trained import IMAGENET_CLASSES, class_names_of, for_inference, load_classifier
 from dicenet.tasks.drawing import confusion_plot, png
 from dicenet.weights.files import write_bytes, write_json
 
@@ -55,6 +55,7 @@ def evaluate(
     workers: int | None = None,
     device: str = "auto",
     precision: str = "32-true",
+    optimize: bool = True,
 ) -> dict[str, Any]:
     """Judge a classifier on pictures of known classes.
 
@@ -68,6 +69,7 @@ def evaluate(
         workers: processes that read pictures.
         device: auto, cpu, cuda or mps.
         precision: Lightning's, such as bf16-mixed.
+        optimize: run an optimized copy of the network on the CPU in float32; the same results, faster.
 
     Returns:
         What results.json holds: top1, top5, loss, the table of classes, the confusion matrix, unreadable pictures.
@@ -81,7 +83,6 @@ def evaluate(
     folder = new_run_folder(out, default_run_folder(TASK, "evaluate"))
 
     settings = LoaderSettings(batch_size, default_workers() if workers is None else workers)
-    task = _ReorderedTask(net, class_names_of(net), order)
     trainer = make_trainer(
         accelerator=device,
         devices=1,
@@ -90,6 +91,8 @@ def evaluate(
         enable_checkpointing=False,
         enable_progress_bar=console.is_terminal,
     )
+    used = for_inference(net, trainer.strategy.root_device, trainer.precision, optimize)
+    task = _ReorderedTask(used, class_names_of(net), order)
     trainer.test(task, part.loader(evaluation_transform(preprocessing), False, settings), verbose=False)
     scores = task.validation_scores()
     results = {

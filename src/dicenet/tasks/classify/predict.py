@@ -17,7 +17,7 @@ from dicenet.engine.run_folder import default_run_folder, new_run_folder
 from dicenet.errors import ConfigError, DataError
 from dicenet.models.dicenet import DiCENet
 from dicenet.tasks.classify.task import TASK
-from dicenet.tasks.classify.trained import class_names_of, load_classifier
+from dicenet.tasks.classify.trained import class_names_of, for_inference, load_classifier
 from dicenet.tasks.drawing import with_classes
 from dicenet.weights.files import atomic_path, write_json
 
@@ -40,6 +40,7 @@ def predict(
     img_size: int | tuple[int, int] | None = None,
     batch_size: int = 32,
     device: str = "auto",
+    optimize: bool = True,
 ) -> dict[str, Any]:
     """Name the classes of pictures.
 
@@ -52,6 +53,7 @@ def predict(
         img_size: another input size in pixels, or [height, width], than the one saved with the weights.
         batch_size: pictures at a time.
         device: auto, cpu, cuda or mps.
+        optimize: run an optimized copy of the network on the CPU; the same results, faster.
 
     Returns:
         What predictions.json holds: items (file, result: class, index, score, best first) and errors (path, reason).
@@ -61,7 +63,7 @@ def predict(
         raise ConfigError(f"top and batch_size must be at least 1, got {top} and {batch_size}")
     console = Console()
     net, preprocessing = load_classifier(weights, img_size)
-    net = net.to(target)
+    net = for_inference(net, target, "32-true", optimize)
     files = find_pictures(paths)
     folder = new_run_folder(out, default_run_folder(TASK, "predict"))
     names = _PictureNames(folder / "pictures")

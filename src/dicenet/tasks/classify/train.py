@@ -22,7 +22,7 @@ from dicenet.data.samples import LoaderSettings, Part
 from dicenet.data.transforms import Augmentation, Preprocessing, evaluation_transform, training_transform
 from dicenet.engine.callbacks import AtStart, BestWeights
 from dicenet.engine.console import say, say_what_was_left_out
-from dicenet.engine.fit import check_device, fit, flush_denormals
+from dicenet.engine.fit import check_device, fit
 from dicenet.engine.run_folder import (
     BEST,
     LAST,
@@ -38,6 +38,7 @@ from dicenet.engine.run_folder import (
 from dicenet.errors import ConfigError, WeightsError
 from dicenet.models.dicenet import DiCENet
 from dicenet.models.loading import check_model_name, load, save
+from dicenet.ops import flush_denormals
 from dicenet.tasks.classify.task import TASK, ClassifyTask, Optimisation
 from dicenet.tasks.classify.trained import same_classes
 from dicenet.tasks.drawing import png, read_metrics, training_curves
@@ -49,6 +50,7 @@ CHANGEABLE = ("epochs", "data", "workers", "device", "devices", "strategy", "pre
 _DEFAULT_MODEL = "dicenet_100"
 
 
+@flush_denormals()  # fit does so too, but making the network may start threads already
 def train(
     data: str | None = None,
     model: str | None = None,
@@ -146,7 +148,6 @@ def train(
     peak = lr if lr is not None else (0.1 if weights is None else 0.02)
     optimisation = Optimisation(optimizer, peak, weight_decay, momentum, schedule, warmup, label_smoothing)
     check_device(device)
-    flush_denormals()
     L.seed_everything(seed, workers=True, verbose=False)
     console = Console(quiet=process_rank() > 0)
 

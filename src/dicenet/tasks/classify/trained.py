@@ -1,6 +1,7 @@
 """A trained classifier, as evaluation and prediction need it."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from timm.data import ImageNetInfo
@@ -9,6 +10,7 @@ from dicenet.data.transforms import Preprocessing
 from dicenet.errors import WeightsError
 from dicenet.models.dicenet import DiCENet
 from dicenet.models.loading import load
+from dicenet.optimize import optimize_for_inference
 
 IMAGENET_CLASSES = 1000
 
@@ -38,3 +40,10 @@ def load_classifier(weights: str, img_size: int | tuple[int, int] | None) -> tup
     if img_size is not None:
         net.set_input_size(img_size)
     return net.eval().to(memory_format=torch.channels_last), Preprocessing.of(net.pretrained_cfg)
+
+
+def for_inference(net: DiCENet, device: torch.device, precision: str, optimize: bool) -> DiCENet:
+    """The network on a device; where plans work, on the CPU in float32, optimized if that is wanted."""
+    if not optimize or device.type != "cpu" or precision != "32-true":
+        return net.to(device)
+    return cast(DiCENet, optimize_for_inference(net))  # has all that the network has

@@ -120,11 +120,13 @@ void depth_wise_row(const DepthWise& a, int64_t h) {
 template <int COLUMNS, int VECTORS>
 DICENET_INLINE void stem_tile(const Stem& a, int64_t h, int64_t w, int64_t c) {
   V sums[COLUMNS][VECTORS];
+#pragma GCC unroll 4
   for (int v = 0; v < VECTORS; ++v) {
     const V bias = V::load(a.bias + c + v * kLanes);
+#pragma GCC unroll 8
     for (int i = 0; i < COLUMNS; ++i) sums[i][v] = bias;
   }
-  const int64_t left = w * a.stride - a.padding;
+  const int64_t left = w * a.stride - a.padding, step = a.stride * a.column_stride;
   for (int64_t i = 0; i < a.kernel; ++i) {
     const int64_t row = h * a.stride + i - a.padding;
     if (row < 0 || row >= a.height) continue;
@@ -137,17 +139,20 @@ DICENET_INLINE void stem_tile(const Stem& a, int64_t h, int64_t w, int64_t c) {
         V k[VECTORS];
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) k[v] = V::load(weight + v * kLanes);
+        const float* at = x + channel * a.channel_stride;
 #pragma GCC unroll 8
-        for (int t = 0; t < COLUMNS; ++t) {
-          const V factor = V::splat(x[channel * a.channel_stride + t * a.stride * a.column_stride]);
+        for (int t = 0; t < COLUMNS; ++t, at += step) {
+          const V factor = V::splat(*at);
 #pragma GCC unroll 4
           for (int v = 0; v < VECTORS; ++v) sums[t][v] = fma(factor, k[v], sums[t][v]);
         }
       }
     }
   }
+#pragma GCC unroll 8
   for (int t = 0; t < COLUMNS; ++t) {
     float* out = a.out + (h * a.out_width + w + t) * a.out_channels;
+#pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) {
       activate(sums[t][v], a.middle, a.half, c + v * kLanes).store(out + c + v * kLanes);
     }
@@ -156,7 +161,7 @@ DICENET_INLINE void stem_tile(const Stem& a, int64_t h, int64_t w, int64_t c) {
 
 template <int VECTORS>
 void stem_columns(const Stem& a, int64_t h, int64_t c) {
-  constexpr int kColumns = 4;
+  constexpr int kColumns = kTileRows;
   for (int64_t w = 0; w < a.out_width;) {
     const int64_t left = w * a.stride - a.padding, right = left + (kColumns - 1) * a.stride + a.kernel;
     if (left >= 0 && right <= a.width && w + kColumns <= a.out_width) {

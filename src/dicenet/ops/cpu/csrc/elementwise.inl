@@ -55,19 +55,20 @@ DICENET_INLINE void store_interleaved(V a, V b, float* out, std::integer_sequenc
 }
 
 void interleave(const float* first, const float* second, int64_t pairs, float* out) {
-  int64_t i = 0;
-  for (; i + kLanes <= pairs; i += kLanes) {
-    store_interleaved(V::load(first + i), V::load(second + i), out + 2 * i,
-                      std::make_integer_sequence<int, kLanes>{});
+  const auto lanes = std::make_integer_sequence<int, kLanes>{};
+  // zeros first, so that the last vector, which ends with the map, may overwrite some
+  for (int64_t c = padded(2 * pairs) - kPad; 2 * pairs % kPad && c < padded(2 * pairs); c += kLanes) {
+    V::zero().store(out + c);
   }
-  const int64_t end = padded(2 * pairs);
-  if (i < pairs) {
-    float rest[2 * kLanes];
-    store_interleaved(load_part(first + i, pairs - i), load_part(second + i, pairs - i), rest,
-                      std::make_integer_sequence<int, kLanes>{});
-    std::memcpy(out + 2 * i, rest, 2 * (pairs - i) * sizeof(float));
+  if (pairs < kLanes) {
+    for (int64_t i = 0; i < pairs; ++i) out[2 * i] = first[i], out[2 * i + 1] = second[i];
+    return;
   }
-  for (int64_t c = 2 * pairs; c < end; ++c) out[c] = 0;
+  for (int64_t i = 0; i + kLanes < pairs; i += kLanes) {
+    store_interleaved(V::load(first + i), V::load(second + i), out + 2 * i, lanes);
+  }
+  const int64_t last = pairs - kLanes;
+  store_interleaved(V::load(first + last), V::load(second + last), out + 2 * last, lanes);
 }
 
 float dot(const float* a, const float* b, int64_t count) {
