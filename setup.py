@@ -12,6 +12,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 SOURCES = Path("src/dicenet/ops/cpu/csrc")
 #: Oldest torch that the library may be loaded into: 2.11, as torch/csrc/stable encodes it.
@@ -39,7 +40,8 @@ class BuildOperators(build_ext):
         """Compile and link one extension."""
         torch = torch_folder()
         if torch is None:
-            raise RuntimeError("torch is not installed in the build's environment (use --no-build-isolation)")
+            # of the kind that an optional extension may fail with
+            raise CompileError("torch is not installed in the build's environment (use --no-build-isolation)")
         compile_one = lambda source, flags, **where: self.compiler.compile(  # noqa: E731
             [str(SOURCES / source)],
             debug=self.debug,
