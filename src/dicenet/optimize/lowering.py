@@ -4,7 +4,7 @@ import itertools
 import operator
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, fx, nn
 
 from dicenet.layers import ConvNormAct, DiCEUnit, NormAct
+from dicenet.layers.conv_norm_act import hooked
 from dicenet.layers.dim_conv import resize
 from dicenet.ops.unit import norm_arguments
 from dicenet.optimize.steps import PAD, PANEL, Kind, Map, Place, Plan, PlanBuilder, at, pad_last, padded
@@ -22,17 +23,31 @@ LEAVES = (ConvNormAct, NormAct, DiCEUnit, SelectAdaptivePool2d)
 STEM_CHANNELS = 4
 ADDITIONS = (operator.add, torch.add)
 
+#: Channels, height and width of each input of a part.
+Sizes = tuple[tuple[int, int, int], ...]
+
 
 class Concat(tuple[Map, ...]):
     """Maps side by side, not copied yet: a shuffle may read them where they are."""
 
 
-class Outside:
-    """An input of the plan: number, channels, height, width."""
+class Outside(NamedTuple):
+    """An input of the plan."""
 
-    def __init__(self, number: int, shape: torch.Size) -> None:
-        self.number = number
-        self.channels, self.height, self.width = shape[1:]
+    number: int
+    channels: int
+    height: int
+    width: int
+
+
+class Flat(NamedTuple):
+    """A map of one pixel as vectors (N, channels)."""
+
+    map: Map
+
+
+class NotPlannedError(Exception):
+    """A part whose sizes no plan takes: it runs as modules, which also word what is wrong with them, if anything."""
 
 
 # -- what a plan knows
@@ -80,6 +95,12 @@ def _knows_conv(conv: nn.Conv2d, source: Any) -> bool:
     return _is_stem(conv, source) or _is_pointwise(conv) or _is_depth_wise(conv)
 
 
+def _is_mean(module: SelectAdaptivePool2d) -> bool:
+    return (
+        module.pool_type == "avg" and module.pool.output_size in (1, (1, 1)) and type(module.flatten) is nn.Identity
+    )
+
+
 def _has_statistics(norm: nn.Module) -> bool:
     return type(norm) is nn.BatchNorm2d and norm.running_mean is not None
 
@@ -91,7 +112,7 @@ _MODULES: dict[type[nn.Module], Callable[[Any, fx.Node], bool]] = {
     nn.Conv2d: lambda m, node: _knows_conv(m, node.args[0]),
     nn.MaxPool2d: lambda m, node: _is_pool(m),
     nn.AvgPool2d: lambda m, node: _is_pool(m),
-    SelectAdaptivePool2d: lambda m, node: m.pool_type == "avg" and m.pool.output_size in (1, (1, 1)),
+    SelectAdaptivePool2d: lambda m, node: _is_mean(m),
     nn.AdaptiveAvgPool2d: lambda m, node: m.output_size in (1, (1, 1)),
     nn.Flatten: lambda m, node: m.start_dim == 1 and m.end_dim == -1 and _is_last(node),
     nn.Identity: lambda m, node: True,
@@ -104,19 +125,36 @@ def _is_last(node: fx.Node) -> bool:
     return all(user.op == "output" for user in node.users)
 
 
+def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, by position or name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
 def _knows_function(node: fx.Node) -> bool:
     if node.target is torch.cat:
-        return bool((node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")) == 1)
+        return len(node.args) > 0 and bool(_argument(node, 1, "dim") == 1)
     if node.target is F.channel_shuffle:
-        return bool(node.args[1] == 2)
+        return len(node.args) > 0 and bool(_argument(node, 1, "groups") == 2)
     if node.target is F.dropout:
-        return not (node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True))
+        return len(node.args) > 0 and not _argument(node, 2, "training", True)
     if node.target is operator.getitem:
         source = node.args[0]
-        return isinstance(source, fx.Node) and knows(source, {}) and source.target == "tensor_split"
+        return isinstance(source, fx.Node) and source.op == "call_method" and knows(source, {})
     if node.target in ADDITIONS:
         return not node.kwargs and len(node.args) == 2 and all(isinstance(arg, fx.Node) for arg in node.args)
     return False
+
+
+def _knows_split(node: fx.Node) -> bool:
+    """Whether a node is a ``tensor_split`` at given channels whose parts are used one by one."""
+    borders = _argument(node, 1, "")
+    return (
+        node.target == "tensor_split"
+        and isinstance(borders, (list, tuple))
+        and all(isinstance(border, int) for border in borders)
+        and bool(_argument(node, 2, "dim", 0) == 1)
+        and all(user.target is operator.getitem and isinstance(user.args[1], int) for user in node.users)
+    )
 
 
 def knows(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -124,13 +162,16 @@ def knows(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
         module = modules[str(node.target)]
         check = _MODULES.get(type(module))
-        return check is not None and check(module, node)
+        return (
+            check is not None
+            and len(node.args) == 1
+            and not node.kwargs
+            and not hooked(*module.modules())
+            and check(module, node)
+        )
     if node.op == "call_function":
         return _knows_function(node)
-    if node.op == "call_method" and node.target == "tensor_split":
-        dim = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
-        return isinstance(node.args[1], (list, tuple)) and bool(dim == 1)
-    return False
+    return node.op == "call_method" and _knows_split(node)
 
 
 # -- weights
@@ -185,16 +226,17 @@ def _resize_table(size: int, new_size: int) -> tuple[Tensor, int]:
 # -- steps
 
 
+def _plans_only(taken: bool) -> None:
+    if not taken:
+        raise NotPlannedError
+
+
 class Lowering(fx.Interpreter):
     """Walks a graph whose nodes are all known and writes the steps of its plan."""
 
-    def __init__(self, graph: fx.GraphModule, shapes: list[torch.Size]) -> None:
+    def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)
         self.builder = PlanBuilder()
-        self.outsides = iter([Outside(number, shape) for number, shape in enumerate(shapes)])
-        self.shapes = shapes
-        self.results: Any = None
-        self.flat: set[Map] = set()
         self.by_module: dict[type[nn.Module], Callable[[Any, Any], Any]] = {
             ConvNormAct: lambda m, x: self._conv(m.conv, m.norm, m.act.weight, x),
             NormAct: self._norm_act,
@@ -209,9 +251,9 @@ class Lowering(fx.Interpreter):
             nn.Dropout: lambda m, x: x,
         }
 
-    def plan(self) -> Plan:
+    def plan(self, sizes: Sizes) -> Plan:
         """The plan of the whole graph."""
-        self.run(*self.outsides)
+        self.run(*(Outside(number, *size) for number, size in enumerate(sizes)))
         return self.builder.finish()
 
     # fx.Interpreter's hooks
@@ -236,17 +278,18 @@ class Lowering(fx.Interpreter):
     def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Parts of a split map, as views."""
         x = self._inside(args[0])
-        borders = [0, *args[1], x.channels]
-        return [x.part(first, last - first) for first, last in itertools.pairwise(borders)]
+        parts = [range(x.channels)[first:last] for first, last in itertools.pairwise([0, *args[1], None])]
+        _plans_only(all(parts))
+        return [x.part(part.start, len(part)) for part in parts]
 
     def output(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Stores the results."""
         # maps are tuples themselves
-        several = isinstance(args[0], (tuple, list)) and not isinstance(args[0], (Map, Concat))
+        several = isinstance(args[0], (tuple, list)) and not isinstance(args[0], (Map, Concat, Outside, Flat))
         results = args[0] if several else (args[0],)
         for number, result in enumerate(results):
-            x = self._inside(result)
-            flat = x in self.flat
+            flat = isinstance(result, Flat)
+            x = self._inside(result.map if flat else result)
             self.builder.out_shapes += [x.channels, 0 if flat else x.height, 0 if flat else x.width]
             self.builder.add(
                 Kind.STORE,
@@ -282,6 +325,7 @@ class Lowering(fx.Interpreter):
 
     def _concatenate(self, parts: tuple[Map, ...]) -> Map:
         height, width = parts[0].height, parts[0].width
+        _plans_only(all((part.height, part.width) == (height, width) for part in parts))
         out = self.builder.new_map(sum(part.channels for part in parts), height, width)
         start = 0
         for part in parts:
@@ -306,8 +350,9 @@ class Lowering(fx.Interpreter):
         return x if x.is_whole else self._concatenate((x,))
 
     def _shuffle(self, x: Any) -> Map:
-        if not (isinstance(x, Concat) and len(x) == 2 and x[0].channels == x[1].channels):
+        if not (isinstance(x, Concat) and len(x) == 2 and x[0][1:4] == x[1][1:4]):
             whole = self._inside(x)
+            _plans_only(whole.channels % 2 == 0)
             half = whole.channels // 2
             x = Concat((whole.part(0, half), whole.part(half, half)))
         first, second = x
@@ -328,6 +373,7 @@ class Lowering(fx.Interpreter):
 
     def _add(self, first: Any, second: Any) -> Map:
         first, second = self._whole(first), self._whole(second)
+        _plans_only(first[1:4] == second[1:4])  # others are broadcast
         out = self.builder.new_map(first.channels, first.height, first.width)
         self.builder.add(
             Kind.ADD,
@@ -343,12 +389,10 @@ class Lowering(fx.Interpreter):
         )
         return out
 
-    def _flatten(self, module: nn.Flatten, x: Any) -> Map:
+    def _flatten(self, module: nn.Flatten, x: Any) -> Flat:
         x = self._inside(x)
-        if x.height * x.width > 1:  # (N, C, H, W) in torch's order: a map of one pixel has only one
-            raise NotImplementedError("a plan flattens maps of one pixel")
-        self.flat.add(x)
-        return x
+        _plans_only(x.height == x.width == 1)  # others would have to be in torch's order
+        return Flat(x)
 
     # operations
 
@@ -387,6 +431,7 @@ class Lowering(fx.Interpreter):
 
     def _norm_act(self, module: NormAct, x: Any) -> Map:
         x = self._whole(x)
+        _plans_only(x.channels == module.norm.num_features)
         scale, shift = _affine(module.norm)
         out = self.builder.new_map(x.channels, x.height, x.width)
         self.builder.add(
@@ -412,6 +457,8 @@ class Lowering(fx.Interpreter):
 
     def _conv(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None, slope: Tensor | None, x: Any) -> Map:
         weight, bias = _fold(conv, norm)
+        x = x if isinstance(x, Outside) else self._inside(x)
+        _plans_only(x.channels == conv.in_channels)
         if isinstance(x, Outside) and conv.in_channels <= STEM_CHANNELS and conv.groups == 1:
             return self._stem(conv, weight, bias, slope, x)
         if _is_pointwise(conv):
@@ -421,6 +468,7 @@ class Lowering(fx.Interpreter):
     def _stem(self, conv: nn.Conv2d, weight: Tensor, bias: Tensor, slope: Tensor | None, x: Outside) -> Map:
         kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
         height, width = ((side + 2 * padding - kernel) // stride + 1 for side in (x.height, x.width))
+        _plans_only(height > 0 and width > 0)
         out = self.builder.new_map(conv.out_channels, height, width)
         self.builder.add(
             Kind.STEM,
@@ -463,6 +511,7 @@ class Lowering(fx.Interpreter):
                 out=Place(out.buffer, group * each),
                 out_stride=out.stride,
                 out_channels=padded(each),
+                count=each,
                 weight=self.builder.weight(_panels(rows)),
                 bias=self.builder.weight(pad_last(start)),
                 **self._activation(part, each),
@@ -504,7 +553,9 @@ class Lowering(fx.Interpreter):
     # the DiCE unit
 
     def _unit(self, unit: DiCEUnit, x: Any) -> Map:
-        local, means = self._local(unit, self._whole(x))
+        x = self._whole(x)
+        _plans_only(x.channels == unit.dim_conv.channels)
+        local, means = self._local(unit, x)
         fuse = unit.dim_fuse
         squeezed = self._pointwise(*_fold(fuse.excitation.squeeze, None), torch.zeros(1), means, 1)
         gate = self._pointwise(*_fold(fuse.excitation.excite, None), None, squeezed, 1)
@@ -601,6 +652,10 @@ class Lowering(fx.Interpreter):
         return out
 
 
-def lower(graph: fx.GraphModule, shapes: list[torch.Size]) -> Plan:
-    """The plan of a graph whose nodes are all known, for inputs of these shapes; the number of images is free."""
-    return Lowering(graph, shapes).plan()
+def lower(graph: fx.GraphModule, sizes: Sizes) -> Plan:
+    """The plan of a graph whose nodes are all known, for inputs of these sizes.
+
+    Raises:
+        NotPlannedError: the nodes are known, but not for maps of these sizes.
+    """
+    return Lowering(graph).plan(sizes)

@@ -155,7 +155,7 @@ def _dice_spatial_fake(x: Tensor, *rest: Any) -> Tensor:
 
 
 def _run_plan_fake(
-    inputs: Sequence[Tensor], program: Tensor, weights: Tensor, out_shapes: Sequence[int], arena: int, macs: int
+    inputs: Sequence[Tensor], program: Tensor, weights: Tensor, out_shapes: Sequence[int], *rest: int
 ) -> list[Tensor]:
     images = inputs[0].shape[0]
     results = []

@@ -11,6 +11,17 @@ namespace DICENET_LEVEL {
 using V = Vec<DICENET_LANES>;
 constexpr int64_t kLanes = DICENET_LANES;
 
+template <int... I>
+DICENET_INLINE void store_interleaved(V a, V b, bool whole, float* out, std::integer_sequence<int, I...>) {
+  V{__builtin_shufflevector(a.v, b.v, (I % 2 * kLanes + I / 2)...)}.store(out);
+  if (whole) V{__builtin_shufflevector(a.v, b.v, (I % 2 * kLanes + kLanes / 2 + I / 2)...)}.store(out + kLanes);
+}
+
+/// a[0], b[0], a[1], b[1]...: both vectors of them, or the first one alone.
+DICENET_INLINE void store_interleaved(V a, V b, bool whole, float* out) {
+  store_interleaved(a, b, whole, out, std::make_integer_sequence<int, kLanes>{});
+}
+
 /// A vector of channels with those one channel before and behind.
 struct Pixel {
   V left, middle, right;

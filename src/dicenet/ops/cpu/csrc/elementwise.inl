@@ -18,44 +18,35 @@ void scale_shift_act(const float* x, int64_t pixels, int64_t x_stride, int64_t c
 }
 
 template <bool MAXIMUM>
-void pool_row_of(const float* x, int64_t height, int64_t width, int64_t channels, int64_t h, int64_t out_width,
+void pool_row_of(const float* const rows[3], int count, int64_t width, int64_t channels, int64_t out_width,
                  float* out) {
-  const int64_t top = 2 * h - 1 < 0 ? 0 : 2 * h - 1, bottom = 2 * h + 2 > height ? height : 2 * h + 2;
   for (int64_t w = 0; w < out_width; ++w) {
     const int64_t left = 2 * w - 1 < 0 ? 0 : 2 * w - 1, right = 2 * w + 2 > width ? width : 2 * w + 2;
     for (int64_t c = 0; c < channels; c += kLanes) {
       V best = V::splat(MAXIMUM ? -__builtin_inff() : 0.0f);
-      for (int64_t row = top; row < bottom; ++row) {
+      for (int row = 0; row < count; ++row) {
         for (int64_t column = left; column < right; ++column) {
-          const V v = V::load(x + (row * width + column) * channels + c);
+          const V v = V::load(rows[row] + column * channels + c);
           best = MAXIMUM ? max(v, best) : best + v;
         }
       }
       if (!MAXIMUM) best = V::splat(1.0f / 9.0f) * best;
-      best.store(out + (h * out_width + w) * channels + c);
+      best.store(out + w * channels + c);
     }
   }
 }
 
-void pool_row(const float* x, int64_t height, int64_t width, int64_t channels, bool maximum, int64_t out_row,
+void pool_row(const float* const rows[3], int count, int64_t width, int64_t channels, bool maximum,
               int64_t out_width, float* out) {
   if (maximum) {
-    pool_row_of<true>(x, height, width, channels, out_row, out_width, out);
+    pool_row_of<true>(rows, count, width, channels, out_width, out);
   } else {
-    pool_row_of<false>(x, height, width, channels, out_row, out_width, out);
+    pool_row_of<false>(rows, count, width, channels, out_width, out);
   }
 }
 
-template <int... I>
-DICENET_INLINE void store_interleaved(V a, V b, float* out, std::integer_sequence<int, I...>) {
-  const V low{__builtin_shufflevector(a.v, b.v, (I % 2 * kLanes + I / 2)...)};
-  const V high{__builtin_shufflevector(a.v, b.v, (I % 2 * kLanes + kLanes / 2 + I / 2)...)};
-  low.store(out);
-  high.store(out + kLanes);
-}
 
 void interleave(const float* first, const float* second, int64_t pairs, float* out) {
-  const auto lanes = std::make_integer_sequence<int, kLanes>{};
   // zeros first, so that the last vector, which ends with the map, may overwrite some
   for (int64_t c = padded(2 * pairs) - kPad; 2 * pairs % kPad && c < padded(2 * pairs); c += kLanes) {
     V::zero().store(out + c);
@@ -65,10 +56,10 @@ void interleave(const float* first, const float* second, int64_t pairs, float* o
     return;
   }
   for (int64_t i = 0; i + kLanes < pairs; i += kLanes) {
-    store_interleaved(V::load(first + i), V::load(second + i), out + 2 * i, lanes);
+    store_interleaved(V::load(first + i), V::load(second + i), true, out + 2 * i);
   }
   const int64_t last = pairs - kLanes;
-  store_interleaved(V::load(first + last), V::load(second + last), out + 2 * last, lanes);
+  store_interleaved(V::load(first + last), V::load(second + last), true, out + 2 * last);
 }
 
 float dot(const float* a, const float* b, int64_t count) {

@@ -107,6 +107,7 @@ struct Gemm {
   const float* half;
   float* out;
   int64_t out_stride;
+  int64_t real = 0;              // columns without padding, if known: less to compute
 };
 
 /// Columns of one panel of a packed matrix, in vectors of kPad floats.
@@ -124,6 +125,9 @@ struct DepthWise {
   const float* gate;    // (channels) or null
   float* out;
   int64_t out_stride;
+  const float* left = nullptr;  // interleaved with the result: out = left[0], result[0], left[1]...; or null
+  int64_t left_stride = 0;
+  int64_t pairs = 0;            // of them; the result's channels without padding
 };
 
 /// Any convolution of a picture with few channels, given by strides, with bias and PReLU: the stem.
@@ -135,8 +139,7 @@ struct Stem {
   const float* bias;
   const float* middle;
   const float* half;
-  int64_t out_channels;  // padded
-  float* out;            // pixels out_channels apart
+  int64_t out_channels;  // padded; outputs lie that far apart
 };
 
 struct Kernels {
@@ -166,9 +169,10 @@ struct Kernels {
 
   void (*gemm)(const Gemm&, int64_t first_row, int64_t last_row, int64_t first_panel, int64_t last_panel);
   void (*depth_wise_row)(const DepthWise&, int64_t out_row);
-  void (*stem_row)(const Stem&, int64_t out_row);
-  /// 3x3 pooling, stride 2, padding 1: the maximum, or the sum divided by 9 (padding counts).
-  void (*pool_row)(const float* x, int64_t height, int64_t width, int64_t channels, bool maximum, int64_t out_row,
+  void (*stem_row)(const Stem&, int64_t out_row, float* out);
+  /// One row of 3x3 pooling, stride 2, padding 1, from the two or three rows under it: the maximum, or the sum
+  /// divided by 9 (padding counts).
+  void (*pool_row)(const float* const rows[3], int count, int64_t width, int64_t channels, bool maximum,
                    int64_t out_width, float* out);
   /// out = first[0], second[0], first[1], second[1]...; the padding behind becomes zero.
   void (*interleave)(const float* first, const float* second, int64_t pairs, float* out);

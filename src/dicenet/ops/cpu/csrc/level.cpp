@@ -3,6 +3,7 @@
 
 #include "vec.h"
 
+#include <algorithm>
 #include <type_traits>
 
 // clang-format off

@@ -19,7 +19,7 @@ enum class Kind : int64_t {
   kMaxPool,       // 3x3, stride 2, padding 1
   kAveragePool,   // the same; padding counts
   kGemm,          // 1x1 convolution, bias, PReLU
-  kDepthWise,     // 3x3, bias, PReLU, times gate
+  kDepthWise,     // 3x3, bias, PReLU, times gate; with second, that and the result channel by channel
   kLocal,         // local part of a DiCE unit; second: row sums
   kMean,          // over `height` x `width` vectors; `count` values make the mean
   kSigmoid,
@@ -31,9 +31,14 @@ enum class Kind : int64_t {
   kResizeRows,    // every row a weighted sum of rows of x
   kResizeColumns,
   kDimConv,       // height (`kernel` 2) or width (4) branch alone
+  kStemPool,      // kStem and kMaxPool in one: the rows between them are few and never leave the cache
 };
 
 /// One step. Places that a step does not have are negative.
+///
+/// Small maps are worked on for some images at a time: weights are then fetched once for all of them, and matrices
+/// have more rows. Their buffers hold one map after the other, `..._image` floats apart; where that is 0, the
+/// buffer belongs to the image under way.
 struct Step {
   Kind kind;
   int64_t input;                                   // number of the plan's input or output
@@ -42,9 +47,10 @@ struct Step {
   int64_t out, out_stride;
   int64_t channels, height, width;                 // of x; channels as the step reads them
   int64_t out_channels, out_height, out_width;     // out_channels padded
-  int64_t kernel, stride, padding, count;
+  int64_t kernel, stride, padding, count;          // count: outputs or pairs without padding, and see the kinds
   int64_t weight, bias, middle, half, gate;        // places of weights, but gate: a vector in the arena
   int64_t third, fourth;                           // local: the ready branches of height and width
+  int64_t x_image, second_image, out_image, gate_image, third_image, fourth_image;
 };
 
 constexpr int64_t kStepFields = sizeof(Step) / sizeof(int64_t);
@@ -59,7 +65,9 @@ struct Plan {
   const Step* steps;
   int64_t count;
   const float* weights;
-  int64_t arena;  // floats
+  int64_t arena;           // floats
+  int64_t group = 1;       // images that go through the last steps together
+  int64_t group_from = 0;  // the first of these steps
 };
 
 /// Runs the plan for every image. May be called from several threads at a time: an arena belongs to a call.

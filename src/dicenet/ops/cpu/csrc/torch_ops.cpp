@@ -283,7 +283,8 @@ dicenet::Outside outside(const Tensor& t) {
 }
 
 std::vector<Tensor> run_plan(const std::vector<Tensor>& inputs, const Tensor& program, const Tensor& weights,
-                             const std::vector<int64_t>& out_shapes, int64_t arena, int64_t) {
+                             const std::vector<int64_t>& out_shapes, int64_t arena, int64_t group,
+                             int64_t group_from, int64_t) {
   check_float(weights, "weights");
   STD_TORCH_CHECK(program.scalar_type() == ScalarType::Long && program.is_contiguous() && program.dim() == 2 &&
                       program.size(1) == dicenet::kStepFields,
@@ -304,8 +305,10 @@ std::vector<Tensor> run_plan(const std::vector<Tensor>& inputs, const Tensor& pr
     results.push_back(height == 0 ? new_tensor({images, channels}) : new_tensor({images, channels, height, width}, true));
     outs.push_back(outside(results.back()));
   }
+  STD_TORCH_CHECK(group >= 1 && 0 <= group_from && group_from <= program.size(0),
+                  "a plan's last steps take at least one image");
   const dicenet::Plan plan{static_cast<const dicenet::Step*>(program.const_data_ptr()), program.size(0),
-                           data(weights), arena};
+                           data(weights), arena, group, group_from};
   dicenet::run_plan(plan, ins, outs, images);
   return results;
 }
@@ -349,7 +352,8 @@ STABLE_TORCH_LIBRARY(dicenet, m) {
       "Tensor");
   m.def("dice_spatial(Tensor x, Tensor means, Tensor table, Tensor squeeze, Tensor excite) -> Tensor");
   m.def(
-      "run_plan(Tensor[] inputs, Tensor program, Tensor weights, int[] out_shapes, int arena, int macs) -> Tensor[]");
+      "run_plan(Tensor[] inputs, Tensor program, Tensor weights, int[] out_shapes, int arena, int group, "
+      "int group_from, int macs) -> Tensor[]");
   m.def("cpu_level() -> str");
   m.def("flush_denormals(bool on) -> ()");
 }

@@ -40,7 +40,7 @@ struct Vec {
     return r;
   }
   static DICENET_INLINE Vec splat(float s) {
-    return {F{} + s};
+    return {s - F{}};  // a sum with zero would be computed: it turns -0 into 0
   }
   static DICENET_INLINE Vec zero() {
     return {F{}};
@@ -136,6 +136,23 @@ DICENET_INLINE Vec<L> shift_in_first(Vec<L> a) {
 template <int L>
 DICENET_INLINE Vec<L> shift_in_last(Vec<L> a) {
   return shift_lanes_down(a, std::make_integer_sequence<int, L>{});
+}
+
+template <int H, int L, int... I>
+DICENET_INLINE Vec<H> first_lanes(Vec<L> a, std::integer_sequence<int, I...>) {
+  return {__builtin_shufflevector(a.v, a.v, I...)};
+}
+
+/// The first H lanes.
+template <int H, int L>
+DICENET_INLINE Vec<H> first_lanes(Vec<L> a) {
+  return first_lanes<H>(a, std::make_integer_sequence<int, H>{});
+}
+
+/// The lanes below `end`, zero from there on.
+template <int L>
+DICENET_INLINE Vec<L> keep_below(Vec<L> a, int64_t end) {
+  return {iota<L>() < static_cast<int>(end < L ? end : L) ? a.v : typename Vec<L>::F{}};
 }
 
 /// The lanes from `first` on, zero below.
