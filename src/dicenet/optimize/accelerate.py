@@ -37,7 +37,7 @@ def accelerate(model: nn.Module) -> OptimizedNetwork:
     Raises:
         WeightsError: the model is no DiCENet that we know, or its outputs differ from ours.
     """
-    if isinstance(model, DiCENet):
+    if isinstance(model, (DiCENet, OptimizedNetwork)):
         return optimize_for_inference(model)
     fast = optimize_for_inference(_ours(model))
     was_training = model.training

@@ -21,6 +21,8 @@ from dicenet.optimize.steps import PAD, PANEL, Kind, Map, Place, Plan, PlanBuild
 LEAVES = (ConvNormAct, NormAct, DiCEUnit, SelectAdaptivePool2d)
 #: Channels of a picture that the stem's kernel reads where they lie.
 STEM_CHANNELS = 4
+#: A local part adds up its result over at most so many blocks of rows: kLocalBlocks of ``ops/cpu/csrc/kernels.h``.
+LOCAL_BLOCKS = 4
 ADDITIONS = (operator.add, torch.add)
 
 #: Channels, height and width of each input of a part.
@@ -96,9 +98,7 @@ def _knows_conv(conv: nn.Conv2d, source: Any) -> bool:
 
 
 def _is_mean(module: SelectAdaptivePool2d) -> bool:
-    return (
-        module.pool_type == "avg" and module.pool.output_size in (1, (1, 1)) and type(module.flatten) is nn.Identity
-    )
+    return module.pool_type == "avg" and module.pool.output_size in (1, (1, 1)) and type(module.flatten) is nn.Identity
 
 
 def _has_statistics(norm: nn.Module) -> bool:
@@ -542,6 +542,7 @@ class Lowering(fx.Interpreter):
             out_stride=out.stride,
             out_height=height,
             out_width=width,
+            count=x.channels,
             weight=self.builder.weight(pad_last(weight.flatten(1).t())),
             bias=self.builder.weight(pad_last(bias)),
             **self._activation(slope, x.channels),
@@ -577,7 +578,8 @@ class Lowering(fx.Interpreter):
             parts.joined_norm.eps,
         )
         out = self.builder.new_map(x.channels, x.height, x.width)
-        sums = self.builder.buffer(x.stride * x.height)
+        blocks = -(-x.height // -(-x.height // LOCAL_BLOCKS))
+        sums = self.builder.buffer(x.stride * blocks)
         height, width = unit.dim_conv.feature_size
         ready = {}
         if (x.height, x.width) != (height, width):
@@ -604,7 +606,7 @@ class Lowering(fx.Interpreter):
         if not ready:
             self.builder.macs += channels * pixels * 18
         means = self.builder.new_map(channels, 1, 1)
-        self._mean_of(Place(sums, 0), x.height, 1, pixels, means)
+        self._mean_of(Place(sums, 0), blocks, 1, pixels, means)
         return out, means
 
     def _scaled_branch(self, x: Map, weight: Tensor, kind: Kind, trained: int) -> Map:

@@ -1,6 +1,8 @@
 """``optimize_for_inference``: a trained network, traced, and what a plan knows of it run as plans."""
 
 import copy
+import itertools
+import operator
 from typing import Any, NoReturn
 
 import torch
@@ -9,19 +11,22 @@ from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 
 from dicenet.errors import ConfigError
+from dicenet.layers.conv_norm_act import hooked
 from dicenet.ops.dim_conv import uses_cpp
-from dicenet.optimize.lowering import LEAVES, knows, lower
+from dicenet.optimize.lowering import LEAVES, NotPlannedError, Sizes, knows, lower
 from dicenet.optimize.steps import Plan
 
 #: A part of fewer known nodes is not worth a plan: its maps are copied in and out.
 FEWEST_NODES = 3
 
+_numbers = itertools.count()
+
 
 class _Tracer(fx.Tracer):
-    """Enters everything but the modules that plans know, and torch's own."""
+    """Enters everything but the modules that plans know, torch's own, and those that somebody listens to."""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return isinstance(module, LEAVES) or super().is_leaf_module(module, qualified_name)
+        return isinstance(module, LEAVES) or hooked(module) or super().is_leaf_module(module, qualified_name)
 
 
 class _Known(OperatorSupportBase):
@@ -38,33 +43,49 @@ class PlannedPart(nn.Module):
     def __init__(self, part: fx.GraphModule) -> None:
         super().__init__()
         self.part = part
-        self._plans: dict[tuple[torch.Size, ...], Plan] = {}
+        self._plans: dict[Sizes, Plan | None] = {}
+        self._number = next(_numbers)
         output = next(node for node in part.graph.nodes if node.op == "output").args[0]
         self._single = not isinstance(output, (tuple, list))
 
-    def plan_for(self, shapes: tuple[torch.Size, ...]) -> Plan:
-        """The plan for inputs of these shapes; the number of images does not matter."""
-        sizes = tuple(shape[1:] for shape in shapes)
+    # compiled code holds the plan itself; that it is this part's is what it checks the number for
+    @torch.compiler.assume_constant_result
+    def plan_for(self, number: int, sizes: Sizes) -> Plan | None:
+        """The plan for inputs of these sizes, None where only the modules take them. ``number``: the part's own."""
         if sizes not in self._plans:
-            with torch.no_grad():
-                self._plans[sizes] = lower(self.part, list(shapes))
+            with torch.inference_mode(False), torch.no_grad():
+                try:
+                    self._plans[sizes] = lower(self.part, sizes)
+                except NotPlannedError:
+                    self._plans[sizes] = None
         return self._plans[sizes]
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *inputs: Any) -> Any:
         """The part's outputs."""
-        if not uses_cpp(*inputs) or any(x.dim() != 4 for x in inputs):
+        if not _are_maps(inputs):
             return self.part(*inputs)
-        results = _run_part(self, inputs)
+        sizes: Any = tuple(x.shape[1:] for x in inputs)
+        if torch.compiler.is_compiling():
+            # a plan is for one size: compiled code is too, while the number of images may stay free
+            sizes = tuple([tuple([operator.index(side) for side in size]) for size in sizes])
+        plan = self.plan_for(self._number, sizes)
+        if plan is None:
+            return self.part(*inputs)
+        results = plan.run(inputs)
         return results[0] if self._single else tuple(results)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # plans are made again where they are needed
-        return {**self.__dict__, "_plans": {}}
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # a copy has weights of its own, and makes its own plans
+        super().__setstate__({**state, "_plans": {}, "_number": next(_numbers)})
 
 
-@torch.compiler.disable
-def _run_part(part: PlannedPart, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    return part.plan_for(tuple(x.shape for x in inputs)).run(inputs)
+def _are_maps(inputs: tuple[Any, ...]) -> bool:
+    """Whether a plan takes these: maps of float32 in the CPU's memory, of equally many images."""
+    return (
+        all(isinstance(x, Tensor) and x.dim() == 4 for x in inputs)
+        and uses_cpp(*inputs)
+        and all(x.shape[0] == inputs[0].shape[0] for x in inputs[1:])
+    )
 
 
 class OptimizedNetwork(nn.Module):
@@ -86,10 +107,12 @@ class OptimizedNetwork(nn.Module):
         nn.Module.train(self, False)
         self.requires_grad_(False)
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Any, *more: Any, **named: Any) -> Any:
         """What the network gives, without gradients."""
+        if torch.compiler.is_exporting():  # as it was, and without switches of gradients, which it needs none of
+            return self.network(x, *more, **named)
         with torch.no_grad():
-            return self.runner(x)
+            return self.runner(x, *more, **named)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -135,16 +158,32 @@ def _has_work(module: nn.Module) -> bool:
 
 def _planned(module: nn.Module) -> nn.Module:
     """The module with the known parts of its graph as plans; where it cannot be traced, its children instead."""
+    if isinstance(module, (*LEAVES, nn.Conv2d)) or not _has_work(module):
+        return module
     module = copy.copy(module)
     try:
+        if hooked(module):  # a trace would lose who listens to it
+            raise fx.proxy.TraceError
         graph = _Tracer().trace(module)
     except Exception:  # tracing runs the module's own code with stand-ins, which may fail in any way
         module._modules = {
-            name: _planned(child) if child is not None and _has_work(child) else child
-            for name, child in module._modules.items()
+            name: child if child is None else _planned_child(child) for name, child in module._modules.items()
         }
         return module
-    traced = fx.GraphModule(module, graph)
+    return _with_plans(fx.GraphModule(module, graph))
+
+
+def _planned_child(child: nn.Module) -> nn.Module:
+    """A child that runs its plans when it is called, and is otherwise what its owner knows."""
+    planned = _planned(child)
+    if not isinstance(planned, fx.GraphModule):
+        return planned
+    child = copy.copy(child)
+    child.__dict__["forward"] = planned.forward
+    return child
+
+
+def _with_plans(traced: fx.GraphModule) -> fx.GraphModule:
     partitioner = CapabilityBasedPartitioner(
         traced, _Known(), allows_single_node_partition=True, non_compute_ops=["_operator.getitem"]
     )

@@ -100,6 +100,7 @@ class Map(NamedTuple):
         width: of the map.
         offset: first channel in the buffer.
         stride: floats between pixels; the padded channels of the buffer.
+        of: channels of the buffer, without padding.
     """
 
     buffer: int
@@ -108,11 +109,12 @@ class Map(NamedTuple):
     width: int
     offset: int
     stride: int
+    of: int
 
     @property
     def is_whole(self) -> bool:
         """Whether the kernels may take it: aligned, and with zeros behind its channels."""
-        return self.offset == 0 and self.stride == padded(self.channels)
+        return self.channels == self.of
 
     def part(self, start: int, channels: int) -> "Map":
         """Some of the channels, as a view."""
@@ -131,15 +133,15 @@ def at(map_: Map) -> Place:
     return Place(map_.buffer, map_.offset)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Arguments of ``run_plan`` for one input size.
+class Plan(NamedTuple):
+    """Arguments of ``run_plan`` for one input size, in its order.
 
     Attributes:
         program: (steps, fields), int64.
         weights: packed, float32.
         out_shapes: channels, height, width of each output; height 0 marks (N, channels).
         arena: floats of memory for one group of images.
+        group: how many images that is.
         group_from: the first of the steps that a group of images goes through together.
         macs: multiply-adds for one image.
     """
@@ -148,21 +150,13 @@ class Plan:
     weights: Tensor
     out_shapes: list[int]
     arena: int
+    group: int
     group_from: int
     macs: int
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Outputs for (N, C, H, W) inputs of the plan's sizes."""
-        return torch.ops.dicenet.run_plan(
-            list(inputs),
-            self.program,
-            self.weights,
-            self.out_shapes,
-            self.arena,
-            GROUP,
-            self.group_from,
-            self.macs,
-        )
+        return torch.ops.dicenet.run_plan(list(inputs), *self)
 
 
 Step = dict[str, int | Place]
@@ -181,10 +175,11 @@ def _pixels(step: Step) -> int:
 
 def merged(steps: Sequence[Step]) -> list[Step]:
     """The steps, with a pair of neighbours as one where a kernel does both and nobody else reads between them."""
-    readers = Counter(b for step in steps for b in _buffers(step, [f for f in ARENA_FIELDS if f != "out"]))
+    # a step that reads a buffer in two places counts twice
+    readers = Counter(b for step in steps for name in ARENA_FIELDS if name != "out" for b in _buffers(step, [name]))
     result: list[Step] = []
     for step in steps:
-        before = result[-1] if result else {"kind": NOWHERE}
+        before: Step = result[-1] if result else {"kind": NOWHERE}
         pair = _PAIRS.get((before["kind"], step["kind"]))
         between = before.get("out")
         alone = isinstance(between, Place) and readers[between.buffer] == 1
@@ -204,9 +199,11 @@ def _stem_and_pool(stem: Step, pool: Step) -> Step | None:
 
 
 def _depth_wise_and_interleave(conv: Step, shuffle: Step) -> Step | None:
-    if shuffle["second"] != conv["out"] or "second" in conv or int(shuffle["channels"]) < PAD:  # type: ignore[arg-type]
+    # the shuffle may take some channels of the convolution only
+    pairs = shuffle["channels"]
+    if shuffle["second"] != conv["out"] or "second" in conv or pairs != conv["count"] or int(pairs) < PAD:  # type: ignore[arg-type]
         return None
-    other = {"second": shuffle["x"], "second_stride": shuffle["x_stride"], "count": shuffle["channels"]}
+    other = {"second": shuffle["x"], "second_stride": shuffle["x_stride"]}
     return {**conv, **other, "out": shuffle["out"], "out_stride": shuffle["out_stride"]}
 
 
@@ -250,7 +247,7 @@ class PlanBuilder:
     def new_map(self, channels: int, height: int, width: int) -> Map:
         """A new map of its own."""
         stride = padded(channels)
-        return Map(self.buffer(stride * height * width), channels, height, width, 0, stride)
+        return Map(self.buffer(stride * height * width), channels, height, width, 0, stride, channels)
 
     def weight(self, tensor: Tensor) -> int:
         """Pack a weight; returns its place."""
@@ -283,9 +280,10 @@ class PlanBuilder:
             rows.append(row)
         return Plan(
             torch.tensor(rows, dtype=torch.int64),
-            torch.cat(self.weights),
+            torch.cat([torch.empty(0), *self.weights]),  # a part may have no weights at all
             self.out_shapes,
             arena,
+            GROUP,
             group_from,
             self.macs,
         )

@@ -120,7 +120,7 @@ void depth_wise_row_of(const DepthWise& a, int64_t h) {
     if (a.stride == 1) {
       const float* source[3] = {a.x + h * row + c, nullptr, nullptr};
       const RowKernels kernels{a.weight + c, a.channels, nullptr, nullptr, bias, bias, bias};
-      walk_any_row<kDepth, kInside, true>(source, a.x_stride, row, a.width, h > 0, h + 1 < a.height, kernels,
+      walk_any_row<kDepth, kInside, true, false>(source, a.x_stride, row, a.width, h > 0, h + 1 < a.height, kernels,
                                         emit);
       return;
     }

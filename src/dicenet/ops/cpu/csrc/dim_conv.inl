@@ -65,11 +65,13 @@ struct RowKernels {
   const float* height;   // of this row: 9
   const float* width;    // of all columns: 9 each
   V start_depth, start_height, start_width;
+  int64_t ahead = 0;     // floats from a row to the one that will be read after the next: it is fetched meanwhile
 };
 
-/// Walks along a row and calls emit(column, depth, height, width) with the branches' sums. Every input is loaded
-/// once: the sums of three neighbouring columns are under way at a time.
-template <int BRANCHES, bool UP, bool DOWN, int EDGE, bool SHARED, class Emit>
+/// Walks along a row, for one vector of channels, and calls emit(column, depth, height, width) with the branches' sums. Every input is loaded
+/// once: the sums of three neighbouring columns are under way at a time. FETCH brings the lines that come next into
+/// the cache: in a large map a row's pixels are too far apart for the processor to see the pattern by itself.
+template <int BRANCHES, bool UP, bool DOWN, int EDGE, bool SHARED, bool FETCH, class Emit>
 DICENET_INLINE void walk_row(const float* const source[3], int64_t pixel, int64_t row, int64_t columns,
                              const RowKernels& kernels, const Emit& emit) {
   V kd[9];
@@ -111,10 +113,19 @@ DICENET_INLINE void walk_row(const float* const source[3], int64_t pixel, int64_
     if constexpr ((BRANCHES & (kDepth | kWidth)) != 0) {
       if constexpr (UP) take(-row, 0);
       take(0, 1);
-      if constexpr (DOWN) take(row, 2);
+      if constexpr (DOWN) {
+        take(row, 2);
+        if constexpr (FETCH) {
+          __builtin_prefetch(source[SHARED || (BRANCHES & kDepth) ? 0 : 2] + w * pixel + kernels.ahead);
+        }
+        if constexpr (FETCH && !SHARED && (BRANCHES & kDepth) && (BRANCHES & kWidth)) {
+          __builtin_prefetch(source[2] + w * pixel + kernels.ahead);
+        }
+      }
     }
     if constexpr (BRANCHES & kHeight) {
       const Pixel x = load_pixel<EDGE>(source[SHARED ? 0 : 1] + w * pixel);
+      if constexpr (FETCH && !SHARED) __builtin_prefetch(source[1] + w * pixel + row);
       const V taps[3] = {x.left, x.middle, x.right};
       for (int i = 0; i < 3; ++i) {
         height0 = fma_at(kh + 3 * i + 2, taps[i], height0);
@@ -131,19 +142,19 @@ DICENET_INLINE void walk_row(const float* const source[3], int64_t pixel, int64_
 }
 
 /// walk_row for a row that may be the map's first or last.
-template <int BRANCHES, int EDGE, bool SHARED, class Emit>
+template <int BRANCHES, int EDGE, bool SHARED, bool FETCH, class Emit>
 DICENET_INLINE void walk_any_row(const float* const source[3], int64_t pixel, int64_t row, int64_t columns, bool up,
                                  bool down, const RowKernels& kernels, const Emit& emit) {
   if constexpr (BRANCHES == kHeight) {
-    walk_row<BRANCHES, false, false, EDGE, SHARED>(source, pixel, row, columns, kernels, emit);
+    walk_row<BRANCHES, false, false, EDGE, SHARED, FETCH>(source, pixel, row, columns, kernels, emit);
   } else if (up && down) {
-    walk_row<BRANCHES, true, true, EDGE, SHARED>(source, pixel, row, columns, kernels, emit);
+    walk_row<BRANCHES, true, true, EDGE, SHARED, FETCH>(source, pixel, row, columns, kernels, emit);
   } else if (up) {
-    walk_row<BRANCHES, true, false, EDGE, SHARED>(source, pixel, row, columns, kernels, emit);
+    walk_row<BRANCHES, true, false, EDGE, SHARED, FETCH>(source, pixel, row, columns, kernels, emit);
   } else if (down) {
-    walk_row<BRANCHES, false, true, EDGE, SHARED>(source, pixel, row, columns, kernels, emit);
+    walk_row<BRANCHES, false, true, EDGE, SHARED, FETCH>(source, pixel, row, columns, kernels, emit);
   } else {
-    walk_row<BRANCHES, false, false, EDGE, SHARED>(source, pixel, row, columns, kernels, emit);
+    walk_row<BRANCHES, false, false, EDGE, SHARED, FETCH>(source, pixel, row, columns, kernels, emit);
   }
 }
 
@@ -157,11 +168,17 @@ void fast_row(const DimConv& a, int64_t image_row) {
     for (int b = 0; b < 3; ++b) source[b] = a.source[b] ? a.source[b] + image_row * row + channel : nullptr;
     const RowKernels kernels{a.weight_depth ? a.weight_depth + channel : nullptr, a.channels,
                              a.weight_height ? a.weight_height + h * 9 : nullptr, a.weight_width,
-                             V::zero(), V::zero(), V::zero()};
-    walk_any_row<BRANCHES, decltype(edge)::value, !SUM>(
+                             V::zero(), V::zero(), V::zero(), 2 * row};
+    walk_any_row<BRANCHES, decltype(edge)::value, !SUM, true>(
         source, a.source_stride, row, a.width, h > 0, h + 1 < a.height, kernels,
         [&](int64_t w, V depth, V height, V width) {
           float* p = out + w * a.out_stride + channel;
+          const float* next = p + a.width * a.out_stride;  // as walk_row fetches what it reads
+          __builtin_prefetch(next, 1);
+          if constexpr (!SUM) {
+            __builtin_prefetch(next + a.channels, 1);
+            __builtin_prefetch(next + 2 * a.channels, 1);
+          }
           if constexpr (SUM) {
             V sum = V::zero();
             if constexpr (BRANCHES & kDepth) sum += depth;
@@ -315,16 +332,19 @@ void dim_conv_row(const DimConv& a, int64_t row, bool sum) {
 // -- gradients of the kernels
 
 /// Sums grad * x over a line of pixels into sums[channel offset][position offset], for the height branch (the line
-/// is a row) and the width branch (it is a column). `skip` lanes were counted by the vector before.
+/// is a row) and the width branch (it is a column). `skip` lanes were counted by the vector before. The next line,
+/// `x_ahead` and `grad_ahead` floats further, is fetched meanwhile.
 template <int EDGE>
-DICENET_INLINE void grad_line(const float* x, int64_t x_step, const float* grad, int64_t grad_step, int64_t count,
-                              int skip, V sums[9]) {
+DICENET_INLINE void grad_line(const float* x, int64_t x_step, int64_t x_ahead, const float* grad, int64_t grad_step,
+                              int64_t grad_ahead, int64_t count, int skip, V sums[9]) {
   Pixel before{V::zero(), V::zero(), V::zero()};
   Pixel here = load_pixel<EDGE>(x);
   for (int64_t i = 0; i < count; ++i) {
     Pixel behind{V::zero(), V::zero(), V::zero()};
     if (i + 1 < count) behind = load_pixel<EDGE>(x + (i + 1) * x_step);
     V g = V::load(grad + i * grad_step);
+    __builtin_prefetch(x + i * x_step + x_ahead);
+    __builtin_prefetch(grad + i * grad_step + grad_ahead);
     if (EDGE & kLast) g = keep_from(g, skip);
     const Pixel* window[3] = {&before, &here, &behind};
     for (int j = 0; j < 3; ++j) {
@@ -355,6 +375,8 @@ DICENET_INLINE void grad_plane_row(const float* x, int64_t pixel, int64_t row, c
       behind[0] = behind[1] = behind[2] = V::zero();
     }
     const V g = V::load(grad + w * grad_step);
+    __builtin_prefetch(x + w * pixel + 2 * row);
+    __builtin_prefetch(grad + (w + columns) * grad_step);
     for (int i = 0; i < 3; ++i) {
       if ((i == 0 && !UP) || (i == 2 && !DOWN)) continue;
       sums[3 * i] = fma(g, before[i], sums[3 * i]);
@@ -400,9 +422,9 @@ void fast_grad_lines(const DimConvWeightGrad& a, int64_t first, int64_t last) {
       int64_t covered = 0;
       each_vector(a.channels, [&](auto edge, int64_t channel) {
         const int skip = static_cast<int>(covered - channel);
-        grad_line<decltype(edge)::value>(a.x + at * a.channels + channel, step * a.channels,
-                                         a.grad[ROWS ? 1 : 2] + at * a.grad_stride + channel,
-                                         step * a.grad_stride, count, skip, sums);
+        grad_line<decltype(edge)::value>(a.x + at * a.channels + channel, step * a.channels, line_step * a.channels,
+                                         a.grad[ROWS ? 1 : 2] + at * a.grad_stride + channel, step * a.grad_stride,
+                                         line_step * a.grad_stride, count, skip, sums);
         covered = channel + kLanes;
       });
     }
@@ -456,19 +478,24 @@ void dim_conv_weight_grad(const DimConvWeightGrad& a, int64_t first, int64_t las
 
 // -- the local part of a unit, for inference
 
-template <bool READY>
-void local_row_of(const Local& a, int64_t h) {
+/// Maps up to this width take all rows for one vector of channels before the next one, so that its kernels and its
+/// share of the table are loaded once; wider ones go row by row, so that a row's lines stay in the cache.
+constexpr int64_t kNarrow = 8;
+
+/// Some rows of one vector of channels; returns the sums over their pixels.
+template <bool READY, bool NARROW, bool FETCH, int EDGE>
+DICENET_INLINE V local_vector(const Local& a, int64_t first, int64_t last, int64_t channel) {
   const int64_t row = a.width * a.x_stride;
-  const float* x = a.x + h * row;
-  float* out = a.out + h * a.width * a.out_stride;
-  each_vector(a.channels, [&](auto edge, int64_t channel) {
-    const auto of = [&](int r) { return V::load(a.table + r * a.table_stride + channel); };
-    const V depth_middle = of(kDepthMiddle), depth_half = of(kDepthHalf);
-    const V height_middle = of(kHeightMiddle), height_half = of(kHeightHalf);
-    const V width_middle = of(kWidthMiddle), width_half = of(kWidthHalf);
-    const V join_start = of(kJoinStart), join_middle = of(kJoinMiddle), join_half = of(kJoinHalf);
-    const V start_height = of(kHeightStart), start_width = of(kWidthStart);
-    V sum = V::zero();
+  const auto of = [&](int r) { return V::load(a.table + r * a.table_stride + channel); };
+  const V depth_middle = of(kDepthMiddle), depth_half = of(kDepthHalf);
+  const V height_middle = of(kHeightMiddle), height_half = of(kHeightHalf);
+  const V width_middle = of(kWidthMiddle), width_half = of(kWidthHalf);
+  const V join_start = of(kJoinStart), join_middle = of(kJoinMiddle), join_half = of(kJoinHalf);
+  const V start_height = of(kHeightStart), start_width = of(kWidthStart);
+  V sum = V::zero();
+  for (int64_t h = first; h < last; ++h) {
+    float* out = a.out + h * a.width * a.out_stride + channel;
+    const float* next = out + (NARROW ? a.next_image : a.width * a.out_stride);
     const auto emit = [&](int64_t w, V depth, V height, V width) {
       if constexpr (READY) {
         const int64_t at = (h * a.width + w) * a.x_stride + channel;
@@ -479,24 +506,45 @@ void local_row_of(const Local& a, int64_t h) {
       y = fma(height, height.slope(height_middle, height_half), y);
       y = fma(width, width.slope(width_middle, width_half), y);
       y = y * y.slope(join_middle, join_half);
-      y.store(out + w * a.out_stride + channel);
+      y.store(out + w * a.out_stride);
+      if constexpr (FETCH) __builtin_prefetch(next + w * a.out_stride, 1);
       sum += y;
     };
-    const float* source[3] = {x + channel, nullptr, nullptr};
+    const float* source[3] = {a.x + h * row + channel, nullptr, nullptr};
     const RowKernels kernels{a.table + channel, a.table_stride, a.weight_height + h * 9,
-                             a.weight_width,          of(kDepthStart), start_height,
-                             start_width};
-    walk_any_row<READY ? kDepth : kAllBranches, decltype(edge)::value, true>(
-        source, a.x_stride, row, a.width, h > 0, h + 1 < a.height, kernels, emit);
-    if (a.row_sums) sum.store(a.row_sums + h * a.channels + channel);
-  });
+                             a.weight_width,    of(kDepthStart), start_height,
+                             start_width,       NARROW ? a.next_image : 2 * row};
+    walk_any_row<READY ? kDepth : kAllBranches, EDGE, true, FETCH>(source, a.x_stride, row, a.width, h > 0,
+                                                                   h + 1 < a.height, kernels, emit);
+  }
+  return sum;
 }
 
-void local_row(const Local& a, int64_t h) {
+template <bool READY, bool NARROW, bool FETCH>
+void local_rows_of(const Local& a, int64_t first, int64_t last, float* sums) {
+  const int64_t each = NARROW ? last - first : 1;
+  for (int64_t h = first; h < last; h += each) {
+    int64_t covered = 0;  // channels whose sums have these rows in them
+    each_vector(a.channels, [&](auto edge, int64_t channel) {
+      V sum = local_vector<READY, NARROW, FETCH, decltype(edge)::value>(a, h, h + each, channel);
+      if (h > first) sum = V::load(sums + channel) + keep_from(sum, static_cast<int>(covered - channel));
+      sum.store(sums + channel);
+      covered = channel + kLanes;
+    });
+  }
+}
+
+void local_rows(const Local& a, int64_t first, int64_t last, float* sums) {
+  const bool narrow = a.width <= kNarrow;
   if (a.by_height) {
-    local_row_of<true>(a, h);
+    narrow ? local_rows_of<true, true, false>(a, first, last, sums)
+           : local_rows_of<true, false, false>(a, first, last, sums);
+  } else if (a.next_image) {
+    narrow ? local_rows_of<false, true, true>(a, first, last, sums)
+           : local_rows_of<false, false, true>(a, first, last, sums);
   } else {
-    local_row_of<false>(a, h);
+    narrow ? local_rows_of<false, true, false>(a, first, last, sums)
+           : local_rows_of<false, false, false>(a, first, last, sums);
   }
 }
 

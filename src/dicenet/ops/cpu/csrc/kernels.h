@@ -76,7 +76,7 @@ struct Local {
   const float* by_width;       // channels as in x); null where the kernels fit the map
   float* out;
   int64_t out_stride;
-  float* row_sums;             // (height, channels): sums over each row, for the means; may be null
+  int64_t next_image;          // floats to the next image, of a batch that does not fit the cache; or 0
 };
 
 /// Batch statistics and their use: x (pixels, channels), normalised, activated.
@@ -142,6 +142,13 @@ struct Stem {
   int64_t out_channels;  // padded; outputs lie that far apart
 };
 
+/// The local part works on so many blocks of an image's rows at most, each with sums of its own.
+constexpr int64_t kLocalBlocks = 4;
+
+constexpr int64_t local_block_rows(int64_t height) {
+  return (height + kLocalBlocks - 1) / kLocalBlocks;
+}
+
 struct Kernels {
   const char* level;
   int lanes;
@@ -152,7 +159,8 @@ struct Kernels {
   /// One row (image * height + row): out holds the branches one after the other, or, with `sum`, their sum.
   void (*dim_conv_row)(const DimConv&, int64_t row, bool sum);
   void (*dim_conv_weight_grad)(const DimConvWeightGrad&, int64_t first_image, int64_t last_image);
-  void (*local_row)(const Local&, int64_t row);
+  /// Some rows; sums (channels): of the result over their pixels, overwritten.
+  void (*local_rows)(const Local&, int64_t first, int64_t last, float* sums);
 
   /// Mean and sum of squared deviations of each channel over some pixels, in two passes.
   void (*moments)(const float* x, int64_t pixels, int64_t channels, float* mean, float* squares);

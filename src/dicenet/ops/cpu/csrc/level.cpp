@@ -41,7 +41,7 @@ const Kernels table = {
     dim_conv_scratch,
     dim_conv_row,
     dim_conv_weight_grad,
-    local_row,
+    local_rows,
     moments,
     norm_act,
     norm_act_grad_sums,

@@ -296,9 +296,18 @@ void Run::local(const Step& s) const {
   const float* table = weights(s.weight);
   const Local job{s.channels, s.height, s.width, x(s), s.x_stride, table, s.channels, weights(s.bias),
                   weights(s.middle), map(s.third, s.third_image), map(s.fourth, s.fourth_image), out(s), s.out_stride,
-                  second(s)};
-  each(s.height, 40.0 * s.width * vectors(s.channels), [&](int64_t begin, int64_t end) {
-    for (int64_t h = begin; h < end; ++h) k_.local_row(job, h);
+                  0};
+  const int64_t rows = local_block_rows(s.height), blocks = (s.height + rows - 1) / rows;
+  each(blocks, 40.0 * rows * s.width * vectors(s.channels), [&](int64_t begin, int64_t end) {
+    if (end - begin == blocks) {
+      k_.local_rows(job, 0, s.height, second(s));
+      std::memset(second(s) + s.channels, 0, (blocks - 1) * s.channels * sizeof(float));
+      return;
+    }
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * rows;
+      k_.local_rows(job, first, std::min(s.height, first + rows), second(s) + block * s.channels);
+    }
   });
 }
 

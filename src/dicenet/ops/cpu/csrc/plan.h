@@ -20,7 +20,7 @@ enum class Kind : int64_t {
   kAveragePool,   // the same; padding counts
   kGemm,          // 1x1 convolution, bias, PReLU
   kDepthWise,     // 3x3, bias, PReLU, times gate; with second, that and the result channel by channel
-  kLocal,         // local part of a DiCE unit; second: row sums
+  kLocal,         // local part of a DiCE unit; second: sums over its blocks of rows (local_block_rows)
   kMean,          // over `height` x `width` vectors; `count` values make the mean
   kSigmoid,
   kInterleave,    // x and second, channel by channel

@@ -308,25 +308,27 @@ void fold_local(int64_t channels, const float* weight_depth, const Norm& norm, c
 void dice_local(const MapShape& s, const float* table, const float* weight_height, const float* weight_width,
                 const float* x, float* out, float* means) {
   const Kernels& k = kernels();
-  std::vector<float> row_sums(s.images * s.height * s.channels);
-  const double cost = 45.0 * s.width * (s.channels / k.lanes + 1);
   const int64_t image = s.height * s.width * s.channels;
-  parallel_for(s.images * s.height, cost, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t n = row / s.height;
+  // by images, or, where there are few for several threads, by blocks of rows
+  const bool few = s.images < 2 * kLocalBlocks && threads().count() > 1;
+  const int64_t rows = few ? local_block_rows(s.height) : std::max<int64_t>(s.height, 1);
+  const int64_t blocks = (s.height + rows - 1) / rows;
+  float* sums = scratch(s.images * blocks * s.channels);
+  const double cost = 45.0 * rows * s.width * (s.channels / k.lanes + 1);
+  parallel_for(s.images * blocks, cost, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t n = task / blocks, first = task % blocks * rows;
       const Local job{s.channels, s.height, s.width, x + n * image, s.channels, table, s.channels, weight_height,
-                      weight_width, nullptr, nullptr, out + n * image, s.channels,
-                      row_sums.data() + n * s.height * s.channels};
-      k.local_row(job, row % s.height);
+                      weight_width, nullptr, nullptr, out + n * image, s.channels, s.images > 1 ? image : 0};
+      k.local_rows(job, first, std::min(s.height, first + rows), sums + task * s.channels);
     }
   });
   const float factor = 1.0f / static_cast<float>(s.height * s.width);
   for (int64_t n = 0; n < s.images; ++n) {
     float* mean = means + n * s.channels;
-    std::fill(mean, mean + s.channels, 0.0f);
-    for (int64_t h = 0; h < s.height; ++h) {
-      const float* sums = row_sums.data() + (n * s.height + h) * s.channels;
-      for (int64_t c = 0; c < s.channels; ++c) mean[c] += sums[c];
+    for (int64_t block = 0; block < blocks; ++block) {
+      const float* of_block = sums + (n * blocks + block) * s.channels;
+      for (int64_t c = 0; c < s.channels; ++c) mean[c] = block ? mean[c] + of_block[c] : of_block[c];
     }
     for (int64_t c = 0; c < s.channels; ++c) mean[c] *= factor;
   }
