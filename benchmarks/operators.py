@@ -8,29 +8,21 @@ minima. A process in which a comparator's median lies above 1.5 times its minimu
 """
 
 import argparse
-import json
-import os
-import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from processes import Rows, prepare, ratios, run
 from torch import Tensor, nn
 
 import dicenet
-from dicenet.analysis.machine import machine, write_csv
-from dicenet.analysis.speed.process import keep_freed_memory
-from dicenet.analysis.speed.timing import Pace, interleave, summarise
+from dicenet.analysis.speed.timing import Pace
 from dicenet.layers import DiCEUnit
 from dicenet.ops import dim_conv, use_backend
 from dicenet.ops.unit import norm_arguments
 
 LOCAL = [(batch, channels, side) for batch in (1, 32) for channels, side in ((139, 28), (278, 14), (556, 7))]
 DIM_CONV = ((64, 139, 8), (64, 278, 4), (64, 556, 2), (8, 139, 28))
-VALID = 3
-MOST = 6
 
 
 def local_members(batch: int, channels: int, side: int) -> dict[str, Any]:
@@ -77,73 +69,32 @@ def dim_conv_members(batch: int, channels: int, side: int) -> dict[str, Any]:
     }
 
 
-def measure() -> list[dict[str, Any]]:
-    """All cases in this process: ratio of each comparator to the operator, and the operator's to the comparator's."""
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    rows = []
-    cases = [("local", case) for case in LOCAL] + [("dim_conv", case) for case in DIM_CONV]
-    for what, (batch, channels, side) in cases:
-        make = local_members if what == "local" else dim_conv_members
-        members = make(batch, channels, side)
-        with torch.inference_mode(what == "local"):
-            trials = interleave(list(members.values()), Pace(trials=21, warmup=3, shortest=0.02, seed=0))
-        names, times = list(members), [summarise(t.milliseconds) for t in trials]
-        for name, time, trial in zip(names[1:], times[1:], trials[1:], strict=True):
-            rows.append(
-                {
-                    "case": f"{batch}x{channels}x{side}x{side}",
-                    "operator": names[0],
-                    "comparator": name,
-                    "operator_us": round(1000 * times[0].minimum, 1),
-                    "comparator_us": round(1000 * time.minimum, 1),
-                    "ratio": round(times[0].minimum / time.minimum, 3),
-                    "ratio_of_medians": round(times[0].median / time.median, 3),
-                    "page_faults": round(max(trial.page_faults), 1),
-                    "valid": not time.disturbed,
-                }
-            )
+def measure() -> Rows:
+    """All cases in this process."""
+    prepare()
+    pace = Pace(trials=21, warmup=3, shortest=0.02, seed=0)
+    rows: Rows = []
+    for case in LOCAL:
+        with torch.inference_mode():
+            rows += ratios("dice_local " + name(*case), local_members(*case), pace)
+    for case in DIM_CONV:
+        rows += ratios("dim_conv " + name(*case), dim_conv_members(*case), pace)
     return rows
 
 
+def name(batch: int, channels: int, side: int) -> str:
+    return f"{batch}x{channels}x{side}x{side}"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, nargs="?", help="CSV to write")
     parser.add_argument("--avx2", action="store_true", help="both sides without AVX-512")
     arguments = parser.parse_args()
-    if arguments.path is None:
-        print(json.dumps({"rows": measure(), "level": torch.ops.dicenet.cpu_level()}))
-        return
-    environment = dict(os.environ)
-    if arguments.avx2:
-        environment |= {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
-    runs: list[dict[str, Any]] = []
-    level = ""
-    for run in range(MOST):
-        done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=True)
-        answer = json.loads(done.stdout.splitlines()[-1])
-        level = answer["level"]
-        runs += [{"run": run + 1, **row} for row in answer["rows"]]
-        valid = [sum(r["valid"] for r in runs if key(r) == k) for k in {key(r) for r in runs}]
-        if min(valid) >= VALID:
-            break
-    medians = []
-    for case in dict.fromkeys(key(r) for r in runs):
-        good = [r for r in runs if key(r) == case and r["valid"]][:VALID]
-        middle = statistics.median(r["ratio"] for r in good) if good else None
-        medians.append({**next(r for r in runs if key(r) == case), "run": "median", "ratio": middle})
-        print(*case, middle)
-    about = {**machine(), "dicenet_level": level, "command": " ".join(sys.argv)}
-    for row in medians:
-        for name in ("operator_us", "comparator_us", "ratio_of_medians", "page_faults"):
-            row[name] = ""
-    write_csv(arguments.path, [{**row, **about} for row in [*medians, *runs]])
-
-
-def key(row: dict[str, Any]) -> tuple[str, str, str]:
-    return row["case"], row["operator"], row["comparator"]
+    assert dicenet.ops.cpu.available, "the C++ operators were not built"
+    avx2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    run(__file__, arguments.path, measure, avx2 if arguments.avx2 else {})
 
 
 if __name__ == "__main__":
-    assert dicenet.ops.cpu.available, "the C++ operators were not built"
     main()
