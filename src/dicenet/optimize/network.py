@@ -48,6 +48,11 @@ class PlannedPart(nn.Module):
         output = next(node for node in part.graph.nodes if node.op == "output").args[0]
         self._single = not isinstance(output, (tuple, list))
 
+    @property
+    def plans(self) -> list[Plan]:
+        """Those made until now."""
+        return [plan for plan in self._plans.values() if plan is not None]
+
     # compiled code holds the plan itself; that it is this part's is what it checks the number for
     @torch.compiler.assume_constant_result
     def plan_for(self, number: int, sizes: Sizes) -> Plan | None:
