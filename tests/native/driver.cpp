@@ -1,4 +1,4 @@
-// Runs every operation of unit.h, at every level that the machine has, against plain loops in double. No torch: the
+// Runs every operation of unit.h, and small plans (plans.inl), at every level that the machine has, against plain loops in double. No torch: the
 // same program is built for a sanitizer or for another processor (see test_native.py).
 //
 // All maps lie in heap blocks of their exact size, so that a sanitizer sees one float too many; without one, the
@@ -6,6 +6,7 @@
 //
 // usage: driver [threads]
 #include "parallel.h"
+#include "plan.h"
 #include "unit.h"
 
 #include <algorithm>
@@ -16,6 +17,7 @@
 #include <functional>
 #include <initializer_list>
 #include <limits>
+#include <memory>
 #include <random>
 #include <string>
 #include <thread>
@@ -452,6 +454,8 @@ void check_denormals() {
   }
 }
 
+#include "plans.inl"
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -494,6 +498,7 @@ int main(int argc, char** argv) {
       if (c.kernel == 3 && kernels.dim_conv_is_fast(ch, 3)) check_unit(c);
     }
   }
+  check_plans();
   check_denormals();
   std::printf("level %s, %d threads: %lld comparisons, %d failures\n", kernels.level, thread_count, comparisons,
               failures);

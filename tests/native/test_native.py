@@ -54,7 +54,8 @@ def build(folder, cxx, levels, flags=(), link=()):
         for level, of_level in {"baseline": [], **levels}.items()
     ]
     jobs += [
-        (SOURCES / f"{name}.cpp", f"{name}.o", [*KERNEL_FLAGS, *plain]) for name in ("dispatch", "parallel", "unit")
+        (SOURCES / f"{name}.cpp", f"{name}.o", [*KERNEL_FLAGS, *plain])
+        for name in ("dispatch", "parallel", "plan", "unit")
     ]
     jobs.append((DRIVER, "driver.o", ["-O2"]))
 
