@@ -21,16 +21,16 @@ measure() { # folder, verb, arguments
 
 for run in 1 2 3; do
   measure "slow_side_$run" latency --models dicenet_200,dicenet_w2 \
-    --modes eager,reference,channels_last,optimized --batch-size 1,32 --core 0 --round-ms 60 --trials 15
+    --modes eager,reference,channels_last,optimized --batch-size 1,32 --core 0 --round-ms 60 --trials 11 --warmup 3
   measure "training_$run" training --models dicenet_200,dicenet_240,dicenet_w2,shufflenet_v2_x1_5 \
-    --baseline dicenet_w2:nchw --core 0 --trials 9
+    --baseline dicenet_w2:nchw --core 0 --trials 9 --warmup 2
   for threads in 1 2; do
     core=$([ $threads = 1 ] && echo "--core 0" || true)
     measure "peers_${threads}_$run" latency --models dicenet_240,shufflenet_v2_x1_5,mobilenet_v3_large \
       --modes channels_last,freeze,compile,optimized,onnxruntime --batch-size 1,32 --threads $threads $core \
-      --round-ms 60 --trials 15
+      --round-ms 60 --trials 11 --warmup 3
   done
 done
 measure training_2_threads training --models dicenet_200,dicenet_240,dicenet_w2,shufflenet_v2_x1_5 \
-  --baseline dicenet_w2:nchw --threads 2 --trials 9
+  --baseline dicenet_w2:nchw --threads 2 --trials 9 --warmup 2
 measure table latency --core 0
