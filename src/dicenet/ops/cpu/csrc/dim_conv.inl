@@ -480,7 +480,10 @@ void dim_conv_weight_grad(const DimConvWeightGrad& a, int64_t first, int64_t las
 
 /// Maps up to this width take all rows for one vector of channels before the next one, so that its kernels and its
 /// share of the table are loaded once; wider ones go row by row, so that a row's lines stay in the cache.
-constexpr int64_t kNarrow = 8;
+constexpr int64_t kNarrow = 16;
+/// A batch of maps up to this width stays in the last cache: there the lines of the vector after the next come next,
+/// in larger ones those of the next image.
+constexpr int64_t kNarrowest = 8;
 
 /// Some rows of one vector of channels; returns the sums over their pixels.
 template <bool READY, bool NARROW, bool FETCH, int EDGE>
@@ -493,9 +496,10 @@ DICENET_INLINE V local_vector(const Local& a, int64_t first, int64_t last, int64
   const V join_start = of(kJoinStart), join_middle = of(kJoinMiddle), join_half = of(kJoinHalf);
   const V start_height = of(kHeightStart), start_width = of(kWidthStart);
   V sum = V::zero();
+  const int64_t narrow_ahead = a.width <= kNarrowest ? 2 * kLanes : a.next_image;
   for (int64_t h = first; h < last; ++h) {
     float* out = a.out + h * a.width * a.out_stride + channel;
-    const float* next = out + (NARROW ? a.next_image : a.width * a.out_stride);
+    const float* next = out + (NARROW ? narrow_ahead : a.width * a.out_stride);
     const auto emit = [&](int64_t w, V depth, V height, V width) {
       if constexpr (READY) {
         const int64_t at = (h * a.width + w) * a.x_stride + channel;
@@ -513,7 +517,7 @@ DICENET_INLINE V local_vector(const Local& a, int64_t first, int64_t last, int64
     const float* source[3] = {a.x + h * row + channel, nullptr, nullptr};
     const RowKernels kernels{a.table + channel, a.table_stride, a.weight_height + h * 9,
                              a.weight_width,    of(kDepthStart), start_height,
-                             start_width,       NARROW ? a.next_image : 2 * row};
+                             start_width,       NARROW ? row + narrow_ahead : 2 * row};
     walk_any_row<READY ? kDepth : kAllBranches, EDGE, true, FETCH>(source, a.x_stride, row, a.width, h > 0,
                                                                    h + 1 < a.height, kernels, emit);
   }
