@@ -1,5 +1,8 @@
 """Denormal numbers count as zero inside the block, on every thread, and only there."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -81,3 +84,24 @@ def test_as_a_decorator():
         return flushes_denormals()
 
     assert [inside(), inside(), flushes_denormals()] == [True, True, False]
+
+
+STARTS_THREADS = """
+import timm, torch, dicenet
+from dicenet.ops.denormals import flushes_denormals
+torch.set_num_threads(1)  # nothing before the plan's second run starts a thread
+with torch.inference_mode():
+    net = dicenet.optimize_for_inference(timm.create_model("dicenet_100"))
+    x, picture = torch.full((1 << 20,), 1e-39), torch.zeros(1, 3, 224, 224)
+    net(picture)
+    torch.set_num_threads(2)
+    net(picture)
+kept = ((x * 0.5).view(torch.int32) != 0).float().mean().item()
+assert (kept, flushes_denormals()) == (1, False), kept
+"""
+
+
+@pytest.mark.skipif(not cpu.available, reason="plans need the C++ operators")
+def test_threads_that_a_plan_starts_are_left_as_they_were():
+    done = subprocess.run([sys.executable, "-c", STARTS_THREADS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

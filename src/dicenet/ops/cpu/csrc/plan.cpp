@@ -432,9 +432,12 @@ void run_plan(const Plan& plan, const std::vector<Outside>& inputs, const std::v
   };
   if (by_image && threads_there > 1) {
     parallel_for(images, 1e9, [&](int64_t begin, int64_t end) { some(begin, end, false); });
+  } else if (images > 0 && threads_there > 1) {
+    // each part of a step flushes denormals by itself: a thread that starts here would inherit it, and keep it
+    some(0, images, true);
   } else if (images > 0) {
     const FlushDenormals flush;
-    some(0, images, threads_there > 1);
+    some(0, images, false);
   }
 }
 
