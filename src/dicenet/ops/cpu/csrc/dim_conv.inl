@@ -22,6 +22,13 @@ DICENET_INLINE void store_interleaved(V a, V b, bool whole, float* out) {
   store_interleaved(a, b, whole, out, std::make_integer_sequence<int, kLanes>{});
 }
 
+/// The same address, of which the compiler believes that it may change here. Otherwise it takes the addresses of nine
+/// weights out of a loop, has no registers for them, and fetches each one from where it was put.
+DICENET_INLINE const float* stays_one_address(const float* p) {
+  asm("" : "+r"(p));
+  return p;
+}
+
 /// A vector of channels with those one channel before and behind.
 struct Pixel {
   V left, middle, right;
@@ -78,7 +85,6 @@ DICENET_INLINE void walk_row(const float* const source[3], int64_t pixel, int64_
   if constexpr (BRANCHES & kDepth) {
     for (int i = 0; i < 9; ++i) kd[i] = V::load(kernels.depth + i * kernels.depth_stride);
   }
-  const float* kh = kernels.height;
   const float* kw = kernels.width;
   V depth0 = kernels.start_depth, depth1 = depth0;
   V height0 = kernels.start_height, height1 = height0;
@@ -127,10 +133,11 @@ DICENET_INLINE void walk_row(const float* const source[3], int64_t pixel, int64_
       const Pixel x = load_pixel<EDGE>(source[SHARED ? 0 : 1] + w * pixel);
       if constexpr (FETCH && !SHARED) __builtin_prefetch(source[1] + w * pixel + row);
       const V taps[3] = {x.left, x.middle, x.right};
+      const float* k = stays_one_address(kernels.height);
       for (int i = 0; i < 3; ++i) {
-        height0 = fma_at(kh + 3 * i + 2, taps[i], height0);
-        height1 = fma_at(kh + 3 * i + 1, taps[i], height1);
-        height2 = fma_at(kh + 3 * i, taps[i], height2);
+        height0 = fma_at(k + 3 * i + 2, taps[i], height0);
+        height1 = fma_at(k + 3 * i + 1, taps[i], height1);
+        height2 = fma_at(k + 3 * i, taps[i], height2);
       }
     }
     if (w > 0) emit(w - 1, depth0, height0, width0);
@@ -497,9 +504,10 @@ DICENET_INLINE V local_vector(const Local& a, int64_t first, int64_t last, int64
   const V start_height = of(kHeightStart), start_width = of(kWidthStart);
   V sum = V::zero();
   const int64_t narrow_ahead = a.width <= kNarrowest ? 2 * kLanes : a.next_image;
+  const int64_t out_stride = a.out_stride;  // of its own: a store might change what `a` refers to
   for (int64_t h = first; h < last; ++h) {
-    float* out = a.out + h * a.width * a.out_stride + channel;
-    const float* next = out + (NARROW ? narrow_ahead : a.width * a.out_stride);
+    float* out = a.out + h * a.width * out_stride + channel;
+    const float* next = out + (NARROW ? narrow_ahead : a.width * out_stride);
     const auto emit = [&](int64_t w, V depth, V height, V width) {
       if constexpr (READY) {
         const int64_t at = (h * a.width + w) * a.x_stride + channel;
@@ -510,8 +518,8 @@ DICENET_INLINE V local_vector(const Local& a, int64_t first, int64_t last, int64
       y = fma(height, height.slope(height_middle, height_half), y);
       y = fma(width, width.slope(width_middle, width_half), y);
       y = y * y.slope(join_middle, join_half);
-      y.store(out + w * a.out_stride);
-      if constexpr (FETCH) __builtin_prefetch(next + w * a.out_stride, 1);
+      y.store(out + w * out_stride);
+      if constexpr (FETCH) __builtin_prefetch(next + w * out_stride, 1);
       sum += y;
     };
     const float* source[3] = {a.x + h * row + channel, nullptr, nullptr};
