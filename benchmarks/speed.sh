@@ -33,4 +33,5 @@ for run in 1 2 3; do
 done
 measure training_2_threads training --models dicenet_200,dicenet_240,dicenet_w2,shufflenet_v2_x1_5 \
   --baseline dicenet_w2:nchw --threads 2 --trials 9 --warmup 2
-measure table latency --core 0
+# a batch of 64 takes a minute a round
+measure table latency --batch-size 1,32,64 --trials 100,100,25 --core 0

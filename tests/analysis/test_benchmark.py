@@ -61,7 +61,8 @@ def measured(tmp_path_factory):
     out = tmp_path_factory.mktemp("latency") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "dicenet.optimize", SimpleNamespace(optimize_for_inference=lambda net: net))
-        run(*LATENCY, "--modes", "eager,channels_last,freeze,optimized", "--batch-size", "1,2", "--out", out)
+        sizes = ("--batch-size", "2,1", "--trials", "2,3")
+        run(*LATENCY, "--modes", "eager,channels_last,freeze,optimized", *sizes, "--out", out)
     return out
 
 
@@ -87,7 +88,8 @@ def test_rows(measured):
     ]
     for row in rows:
         assert row["status"] in ("ok", "disturbed")
-        assert (row["benchmark"], row["threads"], row["img_size"], row["trials"]) == ("latency", "1", "32x32", "3")
+        assert (row["benchmark"], row["threads"], row["img_size"]) == ("latency", "1", "32x32")
+        assert row["trials"] == {"1": "3", "2": "2"}[row["batch_size"]]
         assert (row["torch"], row["commit"]) == (torch.__version__, commit())
         assert row["processor"]
         assert 0 <= float(row["difference"]) < 1e-4
@@ -104,7 +106,7 @@ def test_figures_are_those_of_the_trials(measured):
         for row in read(measured):
             if row["batch_size"] == str(size):
                 values = np.array(kept[row["network"], row["mode"]]["trials_ms"])
-                assert len(values) == 3
+                assert len(values) == {1: 3, 2: 2}[size]
                 figures = {"mean_ms": values.mean(), "std_ms": values.std(ddof=1), "min_ms": values.min()}
                 figures["median_ms"] = np.median(values)
                 for column, value in figures.items():
@@ -163,7 +165,7 @@ def test_resumed_measures_only_what_is_missing(measured, tmp_path, monkeypatch, 
     assert batches == [1]
     capsys.readouterr()
     run("benchmark", "latency", "--resume", folder, "--trials", "7", code=2)
-    assert "cannot change trials from 3 to 7 in a resumed run, only baseline" in capsys.readouterr().err
+    assert "cannot change trials from 2,3 to 7 in a resumed run, only baseline" in capsys.readouterr().err
     run("benchmark", "training", "--resume", folder, code=2)
     assert "is not the folder of 'dicenet benchmark training'" in capsys.readouterr().err
     run("benchmark", "latency", "--resume", folder, "--out", tmp_path / "other", code=2)
@@ -249,7 +251,12 @@ def test_difference():
         (["--batch-size", "0,1"], "batch_size must be at least 1"),
         (["--img-size", "31"], "img_size must be one number or .* of at least 32, got 31"),
         (["--trials", "1"], "trials must be at least 2, got 1"),
-        (["--trials", "few"], "--trials"),
+        (["--trials", "few"], "trials must be whole numbers such as 1,32, got 'few'"),
+        (
+            ["--batch-size", "1,2", "--trials", "3,3,3"],
+            "trials must be one number, or one for each batch size: got '3,3,3' for batch_size '1,2'",
+        ),
+        (["--batch-size", "1,1", "--trials", "3,2"], "trials must be one number, or one for each batch size"),
         (["--warmup", "0"], "warmup must be at least 1"),
         (["--threads", "0"], "threads must be at least 1"),
         (["--round-ms", "-1"], "round_ms must be at least 0"),

@@ -21,7 +21,7 @@ def measure_latency(
     modes: str | list[str] | None = None,
     batch_size: int | list[int] | str = "1,32,64",
     img_size: int | tuple[int, int] = 224,
-    trials: int = 100,
+    trials: int | list[int] | str = 100,
     warmup: int = 10,
     round_ms: float = 20.0,
     threads: int = 1,
@@ -40,7 +40,8 @@ def measure_latency(
             all if not given.
         batch_size: pictures at a time, as 1,32: every size is measured by itself.
         img_size: side of the pictures in pixels, or [height, width].
-        trials: measured rounds; every network in every mode is timed once in each.
+        trials: measured rounds, in each of which every network in every mode is timed once; one number, or one for
+            each batch size, as 100,25.
         warmup: calls before the first round.
         round_ms: a trial takes at least so many milliseconds: it is the mean of calls that follow each other.
         threads: that each network computes on.

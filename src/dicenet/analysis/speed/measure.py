@@ -85,13 +85,13 @@ class Protocol(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """How it is measured; see :func:`dicenet.analysis.speed.measure_latency`."""
+    """How it is measured, each batch size at its own pace; see :func:`dicenet.analysis.speed.measure_latency`."""
 
     models: tuple[str, ...]
     modes: tuple[str, ...]
     batch_sizes: tuple[int, ...]
     img_size: tuple[int, int]
-    pace: Pace
+    paces: Mapping[int, Pace]
     threads: int
     core: int | None
     device: str
@@ -108,16 +108,28 @@ def words(value: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
-def whole_numbers(name: str, value: int | str | Sequence[int]) -> tuple[int, ...]:
-    """Numbers of at least 1, given as one, as ``1,32`` or as a sequence, without repetitions, in order."""
+def whole_numbers(name: str, value: int | str | Sequence[int], least: int = 1) -> tuple[int, ...]:
+    """Numbers of at least ``least``, given as one, as ``1,32`` or as a sequence."""
     parts = value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else value
     try:
-        numbers = sorted({int(part) for part in parts})
+        numbers = tuple(int(part) for part in parts)
     except ValueError as error:
         raise ConfigError(f"{name} must be whole numbers such as 1,32, got {value!r}") from error
-    if not numbers or numbers[0] < 1:
-        raise ConfigError(f"{name} must be at least 1, got {value!r}")
-    return tuple(numbers)
+    if not numbers or min(numbers) < least:
+        raise ConfigError(f"{name} must be at least {least}, got {value!r}")
+    return numbers
+
+
+def trials_by_size(batch_size: int | str | Sequence[int], trials: int | str | Sequence[int]) -> dict[int, int]:
+    """Measured rounds of each batch size: the same for all, or one number for each in the order in which they stand."""
+    sizes, counts = whole_numbers("batch_size", batch_size), whole_numbers("trials", trials, least=2)
+    if len(counts) == 1:
+        counts *= len(sizes)
+    elif len(counts) != len(sizes) or len(set(sizes)) != len(sizes):
+        raise ConfigError(
+            f"trials must be one number, or one for each batch size: got {trials!r} for batch_size {batch_size!r}"
+        )
+    return dict(sorted(zip(sizes, counts, strict=True)))
 
 
 def _size(img_size: int | Sequence[int]) -> tuple[int, int]:
@@ -154,7 +166,7 @@ def checked_settings(protocol: Protocol, config: Mapping[str, Any]) -> Settings:
     Raises:
         ConfigError: one cannot be used.
     """
-    for name, least in (("trials", 2), ("warmup", 1), ("threads", 1), ("round_ms", 0)):
+    for name, least in (("warmup", 1), ("threads", 1), ("round_ms", 0)):
         if config[name] < least:
             raise ConfigError(f"{name} must be at least {least}, got {config[name]}")
     if not 0 <= config["seed"] < 2**32:
@@ -168,12 +180,14 @@ def checked_settings(protocol: Protocol, config: Mapping[str, Any]) -> Settings:
         raise ConfigError("nothing to measure: give --models and --modes at least one name each")
     networks = find_networks(models)
     device = _device(config["device"])
+    trials = trials_by_size(config["batch_size"], config["trials"])
+    pace = Pace(0, config["warmup"], config["round_ms"] / 1000, config["seed"])
     return Settings(
         models=models,
         modes=modes,
-        batch_sizes=whole_numbers("batch_size", config["batch_size"]),
+        batch_sizes=tuple(trials),
         img_size=_size(config["img_size"]),
-        pace=Pace(config["trials"], config["warmup"], config["round_ms"] / 1000, config["seed"]),
+        paces={size: pace._replace(trials=count) for size, count in trials.items()},
         threads=config["threads"],
         core=chosen_core(config["core"], config["threads"], device),
         device=device,
@@ -236,12 +250,13 @@ class _Batch:
             self._load_libraries()
             for network in networks:
                 self._add_network(network, modules, total)
+        pace = self.settings.paces[self.batch_size]
         with staying_on(self.settings.core), self.protocol.context():
             trials = interleave(
                 [member.call for member in self.members],
-                self.settings.pace,
+                pace,
                 synchronise(self.settings.device),
-                lambda: self.show("rounds", self.settings.pace.trials),
+                lambda: self.show("rounds", pace.trials),
             )
         for member, measured in zip(self.members, trials, strict=True):
             member.row.update(row_of_trials(measured))
@@ -391,7 +406,6 @@ def _measure(
         "core": settings.core,
         "device": settings.device if settings.device == "cpu" else torch.cuda.get_device_name(),
         "img_size": "x".join(map(str, settings.img_size)),
-        "warmup": settings.pace.warmup,
         "seed": settings.seed,
         **machine(_LIBRARIES),
     }
@@ -399,7 +413,10 @@ def _measure(
         started = time.monotonic()
         with _progress(f"batch {batch_size}", console) as show:
             rows = _Batch(protocol, settings, batch_size, show).measure(networks)
-        write_json(_unit(folder, protocol, batch_size), [{**row, **run} for row in rows])
+        write_json(
+            _unit(folder, protocol, batch_size),
+            [{**row, **run, "warmup": settings.paces[batch_size].warmup} for row in rows],
+        )
         timed = sum("min_ms" in row for row in rows)
         say(console, f"batch {batch_size}: {timed} of {len(rows)} timed, {time.monotonic() - started:.0f} s")
 

@@ -17,7 +17,7 @@ def measure_training(
     modes: str | list[str] | None = None,
     batch_size: int | list[int] | str = 64,
     img_size: int | tuple[int, int] = 64,
-    trials: int = 21,
+    trials: int | list[int] | str = 21,
     warmup: int = 3,
     round_ms: float = 20.0,
     threads: int = 1,
@@ -36,7 +36,8 @@ def measure_training(
             backend), fast, fast_channels_last (the fastest backend); all if not given.
         batch_size: pictures of a step, as 8,64: every size is measured by itself.
         img_size: side of the pictures in pixels, or [height, width]; networks are built for it.
-        trials: measured rounds; every network in every mode is timed once in each.
+        trials: measured rounds, in each of which every network in every mode is timed once; one number, or one for
+            each batch size, as 100,25.
         warmup: steps before the first round.
         round_ms: a trial takes at least so many milliseconds: it is the mean of steps that follow each other.
         threads: that each network computes on.
