@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -10,6 +11,8 @@ from dicenet.analysis.speed.networks import OURS
 from dicenet.analysis.speed.results import Row, best_of
 
 _OURS, _OTHERS = "#2563eb", "#71717a"
+#: Names at most so many per cent apart would overlap.
+_TOO_CLOSE = 0.2
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
@@ -27,19 +30,22 @@ def _style(axes: Axes) -> None:
 
 def _plain_numbers(axis: object) -> None:
     """Powers of ten say little where an axis spans one of them."""
-    for set_formatter in (axis.set_major_formatter, axis.set_minor_formatter):  # type: ignore[attr-defined]
-        set_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))  # type: ignore[attr-defined]
+    some = FuncFormatter(lambda value, position: f"{value:g}" if f"{value:e}"[0] in "235" else "")
+    axis.set_minor_formatter(some)  # type: ignore[attr-defined]
 
 
 def _accuracy(axes: Axes, rows: Sequence[Row], batch_size: int) -> None:
     """Published top-1 against the best time: to the left and up is better."""
-    for name in _names(rows):
-        row = best_of(rows, batch_size, name)
-        if row is None or row.get("top1") is None:
-            continue
+    best = [row for name in _names(rows) if (row := best_of(rows, batch_size, name)) and row.get("top1") is not None]
+    above = float("inf")  # of the last name written above its point
+    for row in sorted(best, key=lambda row: -row["top1"]):
         colour = _OURS if row["library"] == OURS else _OTHERS
-        axes.plot(row["min_ms"], row["top1"], "o", color=colour, markersize=5)
-        axes.annotate(name, (row["min_ms"], row["top1"]), (5, 3), textcoords="offset points", fontsize=7, color=colour)
+        at = row["min_ms"], row["top1"]
+        below = above - row["top1"] < _TOO_CLOSE
+        above = above if below else row["top1"]
+        axes.plot(*at, "o", color=colour, markersize=5)
+        axes.annotate(row["network"], at, (5, -9 if below else 3), textcoords="offset points", fontsize=7, color=colour)
     axes.set(xlabel=f"milliseconds, batch {batch_size}, best mode of PyTorch", ylabel="published top-1 (%)")
     axes.set_xscale("log")
     _plain_numbers(axes.xaxis)
@@ -48,6 +54,7 @@ def _accuracy(axes: Axes, rows: Sequence[Row], batch_size: int) -> None:
 
 def _batches(axes: Axes, rows: Sequence[Row]) -> None:
     """Time of a picture against the batch size, every network in its best mode."""
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)  # type: ignore[attr-defined]
     for name in _names(rows):
         best = [row for size in _batch_sizes(rows) if (row := best_of(rows, size, name)) is not None]
         if best:
