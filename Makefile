@@ -31,7 +31,7 @@ test-slow: install
 
 # serves every Python from 3.11 and every torch from 2.11 on
 wheel: install
-	$(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	DICENET_BUILD_OPS=required $(BIN)/pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -78,8 +78,8 @@ class BuildOperators(build_ext):
         )
 
     def get_ext_filename(self, fullname: str) -> str:
-        """No Python version in the name: the library holds no Python interface at all."""
-        return str(Path(*fullname.split("."))) + (".dylib" if sys.platform == "darwin" else ".so")
+        """No Python version in the name: the library holds no Python interface at all. The same everywhere."""
+        return str(Path(*fullname.split("."))) + ".so"
 
     def get_libraries(self, ext: Extension) -> list[str]:
         """None of Python's."""
@@ -95,9 +95,12 @@ class Wheel(bdist_wheel):
         return "py3", "none", platform_tag
 
 
-wanted = os.environ.get("DICENET_BUILD_OPS", "1") != "0" and sys.platform != "win32"
+# 0: not built; required: no installation without them; else built where that is possible
+choice = os.environ.get("DICENET_BUILD_OPS", "1")
+wanted = choice != "0" and sys.platform != "win32"
+optional = choice != "required"
 setup(
     # optional: a failed build is reported and the installation goes on
-    ext_modules=[Extension("dicenet.ops.cpu._operators", [], optional=True, language="c++")] if wanted else [],
+    ext_modules=[Extension("dicenet.ops.cpu._operators", [], optional=optional, language="c++")] if wanted else [],
     cmdclass={"build_ext": BuildOperators, "bdist_wheel": Wheel},
 )

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import dicenet
-from dicenet.layers import DiCEUnit
-from dicenet.ops import available_backends, cpu, dim_conv, norm_prelu, reference, use_backend
+from dicenet.layers import ConvNormAct, DiCEUnit
+from dicenet.ops import Backend, available_backends, cpu, dim_conv, norm_prelu, reference, register_backend, use_backend
 
 pytestmark = pytest.mark.skipif(
     not cpu.available, reason="the C++ operators are not built here (python setup.py build_ext --inplace builds them)"
@@ -803,9 +803,136 @@ def test_without_the_library(tmp_path, damage):
     where, backends = done.stdout.splitlines()
     assert Path(where).is_relative_to(tmp_path)
     assert backends == "('reference',)"
-    message = "operators were not built" if damage == "missing" else "operators cannot be loaded"
+    message = "operators are not built" if damage == "missing" else "operators cannot be loaded"
     assert done.stderr.count(message) == 1
 
 
 def test_operators_are_the_preferred_backend():
     assert available_backends() == ("cpp", "reference")
+
+
+@pytest.mark.parametrize("size", [(2, 24, 4, 0), (2, 24, 0, 3), (2, 0, 4, 3), (2, 7, 4, 0)])
+def test_the_operator_refuses_empty_maps(size):
+    _, c, h, w = size
+    weights = [torch.ones(planes, 1, 3, 3) for planes in (c, h, w)]
+    with pytest.raises(RuntimeError, match="at least one channel, row and column"):
+        torch.ops.dicenet.dim_conv(torch.ones(size), *weights)
+    with pytest.raises(dicenet.ConfigError, match="at least one channel, row and column"):
+        dim_conv(torch.ones(size), *weights)
+
+
+def test_layers_on_empty_maps_do_as_torch_does():
+    layer = ConvNormAct(20, 20, 3, groups=20).eval()
+    with use_backend("reference"):
+        try:
+            expected = layer(torch.ones(1, 20, 4, 0)).shape
+        except RuntimeError:
+            expected = None
+    if expected is None:
+        with pytest.raises(RuntimeError):
+            layer(torch.ones(1, 20, 4, 0))
+    else:
+        assert layer(torch.ones(1, 20, 4, 0)).shape == expected
+
+
+def test_running_statistics_that_somebody_stops():
+    norm, slope = norm_case(18)
+    norm.track_running_stats = False
+    its, (x,) = copy.deepcopy(norm), randoms((3, 18, 4, 4))
+    torch.testing.assert_close(norm_prelu(x, norm, slope), torch_norm_prelu(x, its, slope))
+    torch.testing.assert_close(norm.state_dict(), its.state_dict(), rtol=0, atol=0)
+
+
+def test_gradients_at_exactly_zero():
+    norm, slope = norm_case(18)
+    torch.nn.init.zeros_(norm.weight)
+    torch.nn.init.zeros_(norm.bias)
+    x, grad = randoms((3, 18, 4, 4), (3, 18, 4, 4))
+    fast, _ = norm_results(norm_prelu, x, norm, slope, grad, torch.float32)
+    exact, _ = norm_results(torch_norm_prelu, x, norm, slope, grad, torch.float64)
+    for mine, its in zip(fast, exact, strict=True):
+        torch.testing.assert_close(mine.double(), its.double(), rtol=1e-4, atol=1e-4)
+
+
+def changed_spatial(**attributes):
+    def change(unit):
+        for name, value in attributes.items():
+            setattr(unit.dim_fuse.spatial.conv, name, value)
+
+    return change
+
+
+def fold_local(unit):
+    pair = unit.dim_fuse.local
+    pair.conv, pair.norm = torch.nn.utils.fuse_conv_bn_eval(pair.conv, pair.norm), torch.nn.Identity()
+
+
+def fold_spatial(unit):
+    pair = unit.dim_fuse.spatial
+    pair.conv, pair.norm = torch.nn.utils.fuse_conv_bn_eval(pair.conv, pair.norm), torch.nn.Identity()
+
+
+def other_activation(unit):
+    unit.dim_fuse.local.act = torch.nn.SiLU()
+
+
+def other_excitation(unit):
+    unit.dim_fuse.excitation = torch.nn.AdaptiveAvgPool2d(1)
+
+
+CHANGES = {
+    "dilated": changed_spatial(dilation=(2, 2), padding=(2, 2)),
+    "circular": changed_spatial(padding_mode="circular", _reversed_padding_repeated_twice=[1, 1, 1, 1]),
+    "local folded": fold_local,
+    "spatial folded": fold_spatial,
+    "SiLU": other_activation,
+    "no excitation": other_excitation,
+}
+
+
+@pytest.mark.parametrize("grads", [True, False])
+@pytest.mark.parametrize("name", CHANGES)
+def test_units_that_somebody_changed(name, grads):
+    unit = unsettled_unit(20, (6, 5)).eval()
+    (x,) = randoms((2, 20, 6, 5))
+    plain = by_reference(unit, x)
+    CHANGES[name](unit)
+    conv = unit.dim_fuse.local.conv
+    with torch.set_grad_enabled(grads):
+        found = unit(x)
+    # by the modules' own calls, none of which is fused
+    with use_backend("reference"), torch.no_grad():
+        local = unit.dim_fuse.local
+        joined = local.act(local.norm(conv(F.channel_shuffle(unit.norm_act(unit.dim_conv(x)), 3))))
+        spatial = unit.dim_fuse.spatial
+        expected = spatial.act(spatial.norm(spatial.conv(joined))) * unit.dim_fuse.excitation(joined)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    if "folded" in name:
+        torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_hides_what_is_no_number():
+    unit = unsettled_unit(20, (6, 5)).eval()
+    (x,) = randoms((2, 20, 6, 5))
+    x[1, 3, 2, 2] = float("nan")
+    with torch.no_grad():
+        found, expected = unit(x), by_reference(unit, x)
+    torch.testing.assert_close(found.isnan(), expected.isnan())
+    assert expected.isnan().any()
+
+
+def test_a_backend_that_is_registered_later_is_asked_first():
+    known = register_backend.__globals__["_BACKENDS"]
+    before = dict(known)
+    unit = unsettled_unit(20, (6, 5)).eval()
+    (x,) = randoms((2, 20, 6, 5))
+    plain = by_reference(unit, x)
+    double = Backend(lambda *arguments: 2 * reference.dim_conv(*arguments), lambda x, weight, dilation: True)
+    try:
+        register_backend("doubled", double)
+        with torch.no_grad():
+            found = unit(x)
+    finally:
+        known.clear()
+        known.update(before)
+    assert not torch.allclose(found, plain, atol=1e-3)

@@ -52,6 +52,22 @@ def test_the_model_is_not_changed(training):
         assert torch.equal(value, before[name]), name
 
 
+def test_modes_of_single_modules_are_not_changed():
+    net = theirs("dicenet_wd5", in_size=(64, 64)).train()
+    frozen = [module.eval() for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    accelerate(net)
+    assert net.training
+    assert not any(module.training for module in frozen)
+
+
+def test_modes_are_restored_where_the_model_fails():
+    net = theirs("dicenet_wd5", in_size=(64, 64)).train()
+    net.register_forward_pre_hook(lambda module, x: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        accelerate(net)
+    assert all(module.training for module in net.modules())
+
+
 def test_a_dicenet_of_ours_passes_through():
     net = unsettle(timm.create_model("dicenet_020", img_size=32, num_classes=3))
     x = pictures(2, 3, 32, 32)

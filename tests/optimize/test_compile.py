@@ -9,7 +9,7 @@ from unsettled import assert_close, assert_equal, by_reference, pictures, small_
 
 from dicenet.layers import ConvNormAct, DiCEUnit
 from dicenet.ops import cpu
-from dicenet.optimize import optimize_for_inference
+from dicenet.optimize import network, optimize_for_inference
 
 pytestmark = pytest.mark.skipif(not cpu.available, reason="the C++ operators are not built here")
 
@@ -126,7 +126,7 @@ def test_copies_do_not_share_compiled_plans(copied):
 
 def test_copies_of_parts_do_not_share_compiled_plans():
     fast = optimize_for_inference(small_network())
-    part = fast.runner.fused_0
+    part = getattr(fast.runner, network._PREFIX + "0")
     other = scaled(copy.deepcopy(part), 1.1)
     x = pictures(2, 3, 16, 12)
     with torch.no_grad():

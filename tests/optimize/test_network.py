@@ -16,6 +16,7 @@ from dicenet import optimize_for_inference
 from dicenet.layers import ConvNormAct, DiCEUnit, NormAct
 from dicenet.models.dicenet import DiCEBlock, StridedDiCEUnit
 from dicenet.ops import cpu
+from dicenet.optimize.network import MOST_PLANS, PlannedPart
 from dicenet.optimize.steps import GROUPED_PIXELS, Kind
 
 pytestmark = pytest.mark.skipif(not cpu.available, reason="plans are run by the C++ operators")
@@ -368,6 +369,69 @@ def test_sizes_that_a_plan_refuses_run_as_modules():
     with pytest.raises(RuntimeError) as found:
         fast(picture(1, 15, 6, 5))
     assert str(found.value) == str(expected.value)
+
+
+def test_optional_inputs(plans):
+    class Net(nn.Sequential):
+        def forward(self, x, skip=None):
+            y = super().forward(x)
+            return y if skip is None else y + skip
+
+    net, x = randomise(Net(nn.Sequential(*taken()))), picture(9, 16, 6, 5)
+    skip = torch.ones_like(plain(net, x))
+    fast = optimize_for_inference(net)
+    for arguments in ((x,), (x, None), (x, skip)):
+        assert_same(fast(*arguments), plain(net, *arguments), EXACT)
+    assert plans
+
+
+@pytest.mark.parametrize("name", ["fused_0", "fused_head", "plan_0"])
+def test_children_of_any_name(name, plans):
+    net = nn.Sequential(*taken())
+    net.add_module(name, nn.Sequential(nn.Conv2d(16, 16, 3, bias=False), nn.GELU()))
+    check(randomise(net), picture(9, 16, 6, 5))
+    assert plans
+
+
+@pytest.mark.parametrize("first", [[], [nn.Conv2d(3, 24, 3, 2, 1)]], ids=["pool", "stem and pool"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_pools_keep_what_is_no_number(first, value):
+    channels = 24 if first else 3
+    net = randomise(nn.Sequential(*first, nn.MaxPool2d(3, 2, 1), ConvNormAct(channels, channels, 1)))
+    x = picture(2, 3, 22, 26)
+    x[1, 1, 9, 8] = value
+    x[1, 1, 9, 9] = -value
+    found, expected = optimize_for_inference(net)(x), plain(net, x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def test_defaults_of_the_process_do_not_matter():
+    net, x = randomise(nn.Sequential(*taken())), picture(9, 16, 6, 5)
+    expected = plain(net, x)
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            found = optimize_for_inference(net)(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_same(found, expected, EXACT)
+
+
+def test_plans_of_the_last_sizes_are_kept(plans):
+    net = randomise(nn.Sequential(*(ConvNormAct(16, 16, 1) for _ in range(3))))
+    fast = optimize_for_inference(net)
+    sizes = range(1, MOST_PLANS + 2)
+    for side in sizes:
+        x = picture(1, 16, side, 2)
+        assert_same(fast(x), plain(net, x), EXACT)
+        fast(picture(1, 16, 1, 2))  # one that is used all the time
+    assert len(plans) == len(sizes)
+    (part,) = (module for module in fast.runner.modules() if isinstance(module, PlannedPart))
+    assert len(part.plans) == MOST_PLANS
+    fast(picture(1, 16, 1, 2))
+    assert len(plans) == len(sizes)
+    fast(picture(1, 16, 2, 2))  # the one used least lately
+    assert len(plans) == len(sizes) + 1
 
 
 # -- anything together

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from dicenet.layers.conv_norm_act import NormAct, hooked
+from dicenet.layers.conv_norm_act import ConvNormAct, NormAct, hooked, keeps_size
 from dicenet.layers.dim_conv import DimConv
-from dicenet.layers.dim_fuse import BRANCHES, DimFuse
+from dicenet.layers.dim_fuse import BRANCHES, DimFuse, Excitation
 from dicenet.ops.dim_conv import uses_cpp
 from dicenet.ops.unit import UnitParts, dice_unit
 
@@ -61,16 +61,22 @@ class DiCEUnit(nn.Module):
         )
 
     def is_plain(self) -> bool:
-        """Whether the fused operators know this unit: 3x3 without dilation, interleaved, as many outputs as inputs."""
-        channels, kernel = self.dim_conv.channels, self.dim_conv.weight_depth.shape[-1]
-        fuse = self.dim_fuse
-        norms = (self.norm_act.norm, fuse.local.norm, fuse.spatial.norm)
+        """Whether the fused operators know this unit: 3x3 without dilation, interleaved, as many outputs as inputs.
+
+        False too where somebody has replaced or changed one of its modules.
+        """
+        fuse, pairs = self.dim_fuse, (self.norm_act, self.dim_fuse.local, self.dim_fuse.spatial)
+        kinds = ((self.dim_conv, DimConv), (fuse, DimFuse), (fuse.spatial, ConvNormAct), (fuse.excitation, Excitation))
         return (
-            kernel == 3
+            all(type(module) is kind for module, kind in kinds)
+            and self.dim_conv.weight_depth.shape[-1] == 3
             and self.dim_conv.dilation == (1, 1, 1)
-            and fuse.interleave
-            and fuse.spatial.conv.out_channels == channels
-            and all(type(norm) is nn.BatchNorm2d and norm.running_mean is not None for norm in norms)
+            and fuse.joins()
+            and keeps_size(fuse.spatial.conv, 3, self.dim_conv.channels)
+            and fuse.spatial.conv.out_channels == self.dim_conv.channels
+            and all(keeps_size(conv, 1, 1) for conv in (fuse.excitation.squeeze, fuse.excitation.excite))
+            and all(type(p.norm) is nn.BatchNorm2d and p.norm.running_mean is not None for p in pairs)
+            and all(type(p.act) is nn.PReLU for p in pairs)
         )
 
     def _fuses(self, x: Tensor) -> bool:

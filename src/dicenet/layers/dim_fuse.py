@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dicenet.errors import ConfigError
-from dicenet.layers.conv_norm_act import ConvNormAct, hooked
+from dicenet.layers.conv_norm_act import ConvNormAct, hooked, keeps_size
 from dicenet.ops import join_branches, norm_prelu
 
 BRANCHES = 3
@@ -55,9 +55,20 @@ class DimFuse(nn.Module):
         self.spatial = ConvNormAct(channels, out_channels, 3, groups=gcd(channels, out_channels))
         self.excitation = Excitation(channels, out_channels)
 
+    def joins(self) -> bool:
+        """Whether local fusion is a weighted sum of plane c of each branch, for every c."""
+        local = self.local
+        return (
+            self.interleave
+            and type(local) is ConvNormAct
+            and keeps_size(local.conv, 1, local.conv.out_channels)
+            and local.conv.in_channels == BRANCHES * local.conv.out_channels
+            and type(local.act) is nn.PReLU
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """Fuse x."""
-        if self.interleave and not hooked(*self.local.modules()):
+        if self.joins() and not hooked(*self.local.modules()):
             x = norm_prelu(join_branches(x, self.local.conv.weight), self.local.norm, self.local.act.weight)
         else:
             x = self.local(F.channel_shuffle(x, BRANCHES) if self.interleave else x)

@@ -104,9 +104,18 @@ def uses_cpp(*tensors: Tensor) -> bool:
 
     They follow the backend of ``dim_conv``, so that ``use_backend("reference")`` means torch's operators only.
     """
-    if not cpu.available or torch.compiler.is_exporting() or _checked(_selected.get()) not in (_AUTO, "cpp"):
+    if not cpu.available or torch.compiler.is_exporting():
         return False
-    return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    name = _checked(_selected.get())
+    if name not in (_AUTO, "cpp") or not all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors):
+        return False
+    if name == _AUTO:
+        for known, backend in _BACKENDS.items():
+            if known == "cpp":
+                break
+            if backend.supports(tensors[0], tensors[-1], _NO_DILATION):  # registered later, so asked first
+                return False
+    return True
 
 
 def _choose(x: Tensor, weight: Tensor, dilation: Dilation) -> DimConvFunction:
@@ -125,6 +134,8 @@ def _choose(x: Tensor, weight: Tensor, dilation: Dilation) -> DimConvFunction:
 def _check_shapes(x: Tensor, weights: dict[str, Tensor]) -> None:
     if x.dim() != 4:
         raise ConfigError(f"dim_conv needs x of shape (N, C, H, W), got {tuple(x.shape)}")
+    if any(side == 0 for side in x.shape[1:]):
+        raise ConfigError(f"dim_conv needs a map of at least one channel, row and column, got {tuple(x.shape)}")
     if not weights:
         raise ConfigError("dim_conv needs the kernels of at least one branch")
     kernel = next(iter(weights.values())).shape[-1]
@@ -166,7 +177,7 @@ def dim_conv(
         (N, 3C, H, W): all depth planes, then all height planes, then all width planes.
 
     Raises:
-        ConfigError: H, W or C differ from the number of kernels, or k is even.
+        ConfigError: the map is empty (N may be 0), H, W or C differ from the number of kernels, or k is even.
     """
     given = {"depth": weight_depth, "height": weight_height, "width": weight_width}
     weights = {name: weight for name, weight in given.items() if weight is not None}

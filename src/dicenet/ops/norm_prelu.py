@@ -11,7 +11,7 @@ def _fuses(x: Tensor, norm: nn.Module, slope: Tensor) -> bool:
     return (
         type(norm) is nn.BatchNorm2d  # not a subclass, which may do anything
         and x.dim() == 4
-        and x.shape[0] > 0
+        and x.numel() > 0
         and slope.numel() == x.shape[1]
         and uses_cpp(x, slope, *(t for t in (norm.weight, norm.running_mean) if t is not None))
     )
@@ -20,10 +20,13 @@ def _fuses(x: Tensor, norm: nn.Module, slope: Tensor) -> bool:
 def _batch_statistics(x: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of the batch; running statistics move as torch moves them."""
     mean, var = torch.ops.dicenet.batch_moments(x.detach())
-    if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
+    tracks = norm.training and norm.track_running_stats
+    if tracks and norm.running_mean is not None and norm.running_var is not None:
         count = x.numel() // x.shape[1]
-        norm.num_batches_tracked.add_(1)
-        share = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
+        share = norm.momentum if norm.momentum is not None else 0.0
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            share = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
         with torch.no_grad():
             norm.running_mean.mul_(1 - share).add_(mean, alpha=share)
             norm.running_var.mul_(1 - share).add_(var, alpha=share * count / (count - 1))

@@ -40,11 +40,16 @@ def accelerate(model: nn.Module) -> OptimizedNetwork:
     if isinstance(model, (DiCENet, OptimizedNetwork)):
         return optimize_for_inference(model)
     fast = optimize_for_inference(_ours(model))
-    was_training = model.training
     like = next(model.parameters())
-    picture = torch.randn(1, fast.in_chans, *fast.trained_size, generator=torch.Generator().manual_seed(0))
-    expected = model.eval()(picture.to(like)).float().cpu()
-    model.train(was_training)
+    generator = torch.Generator().manual_seed(0)
+    size = (1, fast.in_chans, *fast.trained_size)
+    picture = torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
+    modes = {module: module.training for module in model.modules()}
+    try:
+        expected = model.eval()(picture.to(like)).float().cpu()
+    finally:
+        for module, training in modes.items():
+            module.training = training
     off = (fast(picture) - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
     if not off <= TOLERANCE:
         raise WeightsError(

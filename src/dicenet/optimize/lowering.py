@@ -101,13 +101,13 @@ def _is_mean(module: SelectAdaptivePool2d) -> bool:
     return module.pool_type == "avg" and module.pool.output_size in (1, (1, 1)) and type(module.flatten) is nn.Identity
 
 
-def _has_statistics(norm: nn.Module) -> bool:
-    return type(norm) is nn.BatchNorm2d and norm.running_mean is not None
+def _folds(pair: NormAct) -> bool:
+    return type(pair.norm) is nn.BatchNorm2d and pair.norm.running_mean is not None and type(pair.act) is nn.PReLU
 
 
 _MODULES: dict[type[nn.Module], Callable[[Any, fx.Node], bool]] = {
-    ConvNormAct: lambda m, node: _knows_conv(m.conv, node.args[0]) and _has_statistics(m.norm),
-    NormAct: lambda m, node: _has_statistics(m.norm),
+    ConvNormAct: lambda m, node: type(m.conv) is nn.Conv2d and _knows_conv(m.conv, node.args[0]) and _folds(m),
+    NormAct: lambda m, node: _folds(m),
     DiCEUnit: lambda m, node: m.is_plain(),
     nn.Conv2d: lambda m, node: _knows_conv(m, node.args[0]),
     nn.MaxPool2d: lambda m, node: _is_pool(m),
@@ -660,4 +660,5 @@ def lower(graph: fx.GraphModule, sizes: Sizes) -> Plan:
     Raises:
         NotPlannedError: the nodes are known, but not for maps of these sizes.
     """
-    return Lowering(graph).plan(sizes)
+    with torch.device("cpu"):  # whatever the process makes its tensors on
+        return Lowering(graph).plan(sizes)

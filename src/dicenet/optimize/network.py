@@ -1,8 +1,10 @@
 """``optimize_for_inference``: a trained network, traced, and what a plan knows of it run as plans."""
 
 import copy
+import inspect
 import itertools
 import operator
+import threading
 from typing import Any, NoReturn
 
 import torch
@@ -18,8 +20,12 @@ from dicenet.optimize.steps import Plan
 
 #: A part of fewer known nodes is not worth a plan: its maps are copied in and out.
 FEWEST_NODES = 3
+#: Plans that a part keeps, of the sizes used last: each holds all its weights.
+MOST_PLANS = 16
 
 _numbers = itertools.count()
+_planning = threading.Lock()
+_PREFIX = "_dicenet_plan_"
 
 
 class _Tracer(fx.Tracer):
@@ -36,6 +42,8 @@ class _Known(OperatorSupportBase):
 
 class PlannedPart(nn.Module):
     """A part of a network that runs as a plan: one for each input size, made when that size comes first.
+
+    The plans of the last ``MOST_PLANS`` sizes are kept.
 
     Inputs that plans do not take (not float32, not on the CPU), and the reference backend, run the part's modules.
     """
@@ -57,13 +65,19 @@ class PlannedPart(nn.Module):
     @torch.compiler.assume_constant_result
     def plan_for(self, number: int, sizes: Sizes) -> Plan | None:
         """The plan for inputs of these sizes, None where only the modules take them. ``number``: the part's own."""
-        if sizes not in self._plans:
-            with torch.inference_mode(False), torch.no_grad():
-                try:
-                    self._plans[sizes] = lower(self.part, sizes)
-                except NotPlannedError:
-                    self._plans[sizes] = None
-        return self._plans[sizes]
+        with _planning:
+            if sizes in self._plans:
+                plan = self._plans.pop(sizes)
+            else:
+                with torch.inference_mode(False), torch.no_grad():
+                    try:
+                        plan = lower(self.part, sizes)
+                    except NotPlannedError:
+                        plan = None
+            self._plans[sizes] = plan  # as the one used last
+            if len(self._plans) > MOST_PLANS:
+                del self._plans[next(iter(self._plans))]
+            return plan
 
     def forward(self, *inputs: Any) -> Any:
         """The part's outputs."""
@@ -98,7 +112,8 @@ class OptimizedNetwork(nn.Module):
 
     ``network`` is the copy of the original that it was made from; all other attributes are looked up there.
     ``state_dict()`` is the original's. Pickling keeps the network and drops the plans, which are made again on
-    first use.
+    first use. A plan holds a packed copy of its weights: changes of ``network`` and hooks that are added to its modules
+    afterwards do not reach it. Hooks that the original had are called.
 
     Raises:
         ConfigError: for training mode, ``load_state_dict`` and changes of the classifier or the sizes: the plans
@@ -157,6 +172,13 @@ def _refuse(what: str) -> NoReturn:
     raise ConfigError(f"an optimized network cannot be {what}: change the original and optimize it again")
 
 
+def _has_options(module: nn.Module) -> bool:
+    """Whether calls of a module may differ in what they pass: a trace would fix one of them."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(p.default is not p.empty or p.kind in several for p in parameters)
+
+
 def _has_work(module: nn.Module) -> bool:
     return any(isinstance(child, nn.Conv2d) for child in module.modules())
 
@@ -167,7 +189,7 @@ def _planned(module: nn.Module) -> nn.Module:
         return module
     module = copy.copy(module)
     try:
-        if hooked(module):  # a trace would lose who listens to it
+        if hooked(module) or _has_options(module):  # a trace would lose who listens to it, or what calls pass
             raise fx.proxy.TraceError
         graph = _Tracer().trace(module)
     except Exception:  # tracing runs the module's own code with stand-ins, which may fail in any way
@@ -193,10 +215,10 @@ def _with_plans(traced: fx.GraphModule) -> fx.GraphModule:
         traced, _Known(), allows_single_node_partition=True, non_compute_ops=["_operator.getitem"]
     )
     partitions = [part for part in partitioner.propose_partitions() if len(part.nodes) >= FEWEST_NODES]
-    fused = partitioner.fuse_partitions(partitions)
+    fused = partitioner.fuse_partitions(partitions, prefix=_PREFIX)
     fused.delete_all_unused_submodules()
     for name, child in list(fused.named_children()):
-        if name.startswith("fused_"):
+        if name.startswith(_PREFIX):
             setattr(fused, name, PlannedPart(child))  # type: ignore[arg-type]
     return fused
 
@@ -206,8 +228,8 @@ def optimize_for_inference(model: nn.Module) -> OptimizedNetwork:
 
     Norms are folded into convolutions, and the parts of the network that plans know (DiCE units, 1x1 and
     depth-wise convolutions, pooling, shuffles) each run in one call over one block of memory. The rest stays as
-    modules between them. There is one plan for each input size, made on first use; one network may be used by
-    several threads at a time.
+    modules between them. There is one plan for each input size, made on first use, and of the last 16 sizes each is
+    kept, with its weights; one network may be used by several threads at a time.
 
     Args:
         model: any DiCENet, a network made of DiCE units, or its feature pyramid. It is copied and not changed.

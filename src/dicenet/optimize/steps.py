@@ -280,7 +280,7 @@ class PlanBuilder:
             rows.append(row)
         return Plan(
             torch.tensor(rows, dtype=torch.int64),
-            torch.cat([torch.empty(0), *self.weights]),  # a part may have no weights at all
+            torch.cat([torch.empty(0, dtype=torch.float32), *self.weights]),  # a part may have no weights at all
             self.out_shapes,
             arena,
             GROUP,

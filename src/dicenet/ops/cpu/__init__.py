@@ -16,8 +16,8 @@ def _load() -> bool:
     """Load the library; False, with one warning, where it is missing or does not fit this torch."""
     if not LIBRARY.exists():
         _logger.warning(
-            "the C++ operators were not built (no compiler or no torch at installation): torch's own operators "
-            "are used, which are several times slower"
+            "the C++ operators are not built (that needs GCC 12 or newer, or Clang, and torch before dicenet: "
+            "pip install --no-build-isolation): torch's own operators are used, which are several times slower"
         )
         return False
     try:

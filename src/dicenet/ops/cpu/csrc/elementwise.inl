@@ -17,31 +17,42 @@ void scale_shift_act(const float* x, int64_t pixels, int64_t x_stride, int64_t c
   }
 }
 
-template <bool MAXIMUM>
-void pool_row_of(const float* const rows[3], int count, int64_t width, int64_t channels, int64_t out_width,
+enum class Pool { kAverage, kMaximum, kMaximumOrNan };
+
+/// One row; returns whether sums of its windows were no numbers, so that values may be none (or infinities of both
+/// signs). Sums cost nothing beside maxima; asking each value does.
+template <Pool POOL>
+bool pool_row_of(const float* const rows[3], int count, int64_t width, int64_t channels, int64_t out_width,
                  float* out) {
+  V::I strange{};
   for (int64_t w = 0; w < out_width; ++w) {
     const int64_t left = 2 * w - 1 < 0 ? 0 : 2 * w - 1, right = 2 * w + 2 > width ? width : 2 * w + 2;
     for (int64_t c = 0; c < channels; c += kLanes) {
-      V best = V::splat(MAXIMUM ? -__builtin_inff() : 0.0f);
+      V best = V::splat(-__builtin_inff()), sum = V::zero();
       for (int row = 0; row < count; ++row) {
         for (int64_t column = left; column < right; ++column) {
           const V v = V::load(rows[row] + column * channels + c);
-          best = MAXIMUM ? max(v, best) : best + v;
+          if constexpr (POOL == Pool::kMaximum) best = max(v, best);
+          if constexpr (POOL == Pool::kMaximumOrNan) best = max_or_nan(v, best);
+          if constexpr (POOL != Pool::kMaximumOrNan) sum += v;
         }
       }
-      if (!MAXIMUM) best = V::splat(1.0f / 9.0f) * best;
+      if constexpr (POOL == Pool::kMaximum) strange |= sum.is_nan();
+      if constexpr (POOL == Pool::kAverage) best = V::splat(1.0f / 9.0f) * sum;
       best.store(out + w * channels + c);
     }
   }
+  int any = 0;
+  for (int i = 0; i < kLanes; ++i) any |= strange[i];
+  return any != 0;
 }
 
 void pool_row(const float* const rows[3], int count, int64_t width, int64_t channels, bool maximum,
               int64_t out_width, float* out) {
-  if (maximum) {
-    pool_row_of<true>(rows, count, width, channels, out_width, out);
-  } else {
-    pool_row_of<false>(rows, count, width, channels, out_width, out);
+  if (!maximum) {
+    pool_row_of<Pool::kAverage>(rows, count, width, channels, out_width, out);
+  } else if (pool_row_of<Pool::kMaximum>(rows, count, width, channels, out_width, out)) {
+    pool_row_of<Pool::kMaximumOrNan>(rows, count, width, channels, out_width, out);
   }
 }
 

@@ -68,7 +68,7 @@ void norm_act_grad_sums(const NormActGrad& a, const float* x, const float* grad,
         const int64_t at = p * channels + group + i * kLanes;
         const V xi = load_part(x + at, left), g = load_part(grad + at, left);
         const V z = fma(scale[i], xi, shift[i]);
-        const V dz = g * z.by_sign(V::splat(1), slope[i]);
+        const V dz = g * z.by_positive(V::splat(1), slope[i]);  // at zero the slope, as torch has it
         sum[i] += dz;
         sum_xhat[i] = fma(dz, (xi - mean[i]) * inverse[i], sum_xhat[i]);
         sum_slope[i] = fma(g, z.by_sign(V::zero(), z), sum_slope[i]);
@@ -102,7 +102,7 @@ void norm_act_grad(const NormActGrad& a, const float* x, const float* grad, int6
         const int64_t at = p * channels + group + i * kLanes;
         const V xi = load_part(x + at, left);
         const V z = fma(scale[i], xi, shift[i]);
-        const V dz = load_part(grad + at, left) * z.by_sign(V::splat(1), slope[i]);
+        const V dz = load_part(grad + at, left) * z.by_positive(V::splat(1), slope[i]);
         store_part(fma(scale[i], dz, fma(a1[i], xi, a0[i])), left, out + at);
       }
     }

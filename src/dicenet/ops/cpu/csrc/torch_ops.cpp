@@ -99,6 +99,8 @@ struct Weights {
       if (*t) kernel = (*t)->size((*t)->dim() - 1);
     }
     const int64_t taps = kernel * kernel;
+    STD_TORCH_CHECK(s.channels > 0 && s.height > 0 && s.width > 0, "dim_conv needs a map of at least one channel, row "
+                    "and column");
     STD_TORCH_CHECK(kernel % 2 == 1, "dim_conv needs kernels of an odd size");
     depth_ = Vector(depth, s.channels * taps, "weight_depth");
     height_ = Vector(height, s.height * taps, "weight_height");
@@ -245,6 +247,7 @@ std::tuple<Tensor, Tensor> dice_local(const Tensor& x_, const Tensor& table, con
   const auto s = shape_of(x);
   STD_TORCH_CHECK(dicenet::kernels().dim_conv_is_fast(s.channels, 3), "dice_local needs at least ",
                   dicenet::kernels().lanes, " channels");
+  STD_TORCH_CHECK(s.height > 0 && s.width > 0, "dice_local needs maps that are not empty");
   const Vector rows(table, dicenet::kLocalRows * s.channels, "table"), heights(height, 9 * s.height, "weight_height"),
       widths(width, 9 * s.width, "weight_width");
   const Tensor out = new_tensor({s.images, s.channels, s.height, s.width}, true);
@@ -270,6 +273,7 @@ Tensor dice_spatial(const Tensor& x_, const Tensor& means, const Tensor& table, 
   const int64_t hidden = squeeze.size(0);
   STD_TORCH_CHECK(dicenet::kernels().dim_conv_is_fast(s.channels, 3), "dice_spatial needs at least ",
                   dicenet::kernels().lanes, " channels");
+  STD_TORCH_CHECK(s.height > 0 && s.width > 0, "dice_spatial needs maps that are not empty");
   const Vector rows(table, 12 * s.channels, "table"), mean(means, s.images * s.channels, "means"),
       squeezes(squeeze, hidden * s.channels, "squeeze"), excites(excite, hidden * s.channels, "excite");
   const Tensor out = new_tensor({s.images, s.channels, s.height, s.width}, true);

@@ -40,8 +40,13 @@ std::vector<float> flipped(const float* weight, int64_t planes, int64_t taps) {
   return result;
 }
 
+bool is_empty(int64_t images, int64_t channels, int64_t height, int64_t width) {
+  return images * channels * height * width == 0;
+}
+
 /// Runs a convolution row by row. The cost is that of 27 taps per vector, and memory.
 void run_rows(DimConv conv, bool sum) {
+  if (is_empty(conv.images, conv.channels, conv.height, conv.width)) return;  // the kernels write a row's last pixel
   const Kernels& k = kernels();
   const int64_t taps = conv.kernel * conv.kernel * 3;
   const double cost = 2.0 * taps * conv.width * (conv.channels / k.lanes + 1);
@@ -132,7 +137,8 @@ void dim_conv_backward(const MapShape& s, const BranchWeights& w, const float* x
   if (!grad_depth && !grad_height && !grad_width) return;
   const int wanted = (grad_depth ? kDepth : 0) | (grad_height ? kHeight : 0) | (grad_width ? kWidth : 0);
   const Kernels& k = kernels();
-  const int64_t chunk = share(s.images, kChunks), chunks = chunk ? share(s.images, chunk) : 0;
+  const int64_t images = is_empty(s.images, s.channels, s.height, s.width) ? 0 : s.images;
+  const int64_t chunk = share(images, kChunks), chunks = chunk ? share(images, chunk) : 0;
   const int64_t floats = taps * (s.channels + s.height + s.width);
   std::vector<float> parts(chunks * floats);
   const double cost = 60.0 * chunk * s.height * s.width * (s.channels / k.lanes + 1);
@@ -354,7 +360,8 @@ void dice_spatial(const MapShape& s, const float* table, const float* squeeze, c
     for (int64_t n = begin; n < end; ++n) {
       const float* mean = means + n * s.channels;
       for (int64_t j = 0; j < hidden; ++j) {
-        squeezed[j] = std::max(0.0f, k.dot(squeeze + j * s.channels, mean, s.channels));
+        const float z = k.dot(squeeze + j * s.channels, mean, s.channels);
+        squeezed[j] = z < 0 ? 0 : z;  // what is no number stays so
       }
       for (int64_t c = 0; c < s.channels; ++c) {
         gates[n * s.channels + c] = 1.0f / (1.0f + std::exp(-k.dot(excite + c * hidden, squeezed.data(), hidden)));

@@ -81,8 +81,21 @@ struct Vec {
     const I sign = bits() & (I{} + INT32_MIN);
     return {middle.v + from_bits(half.bits() ^ sign).v};
   }
+  /// Where `positive` where this is above zero, else `negative`.
+  DICENET_INLINE Vec by_positive(Vec positive, Vec negative) const {
+    return {v > F{} ? positive.v : negative.v};
+  }
+  /// The larger one; if one is no number, the second.
   friend DICENET_INLINE Vec max(Vec a, Vec b) {
     return {a.v > b.v ? a.v : b.v};
+  }
+  /// The larger one; if one is no number, that.
+  friend DICENET_INLINE Vec max_or_nan(Vec a, Vec b) {
+    return {(a.v > b.v) | (a.v != a.v) ? a.v : b.v};
+  }
+  /// Bits in lanes that are no numbers.
+  DICENET_INLINE I is_nan() const {
+    return v != v;
   }
   DICENET_INLINE float sum() const {
     float s = 0;
