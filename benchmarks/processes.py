@@ -68,7 +68,8 @@ def run(script: str, path: Path | None, measure: Callable[[], Rows], variables: 
         middle = statistics.median(row["ratio"] for row in good[:VALID]) if good else None
         inverse = round(1 / middle, 2) if middle else None
         print(f"{case}: {ours} / {comparator} = {middle} (inverse {inverse})")
-        medians.append({"process": "median", "case": case, "ours": ours, "comparator": comparator, "ratio": middle})
+        count = f"median of {len(good[:VALID])}"
+        medians.append({"process": count, "case": case, "ours": ours, "comparator": comparator, "ratio": middle})
     about = {**machine(), "level": level, "command": " ".join(sys.argv)}
     names = dict.fromkeys(name for row in [*rows, *medians] for name in row)
     write_csv(path, [{**{name: row.get(name, "") for name in names}, **about} for row in [*medians, *rows]])

@@ -97,7 +97,7 @@ def judge(bound: Bound, folder: Path) -> list[dict[str, Any]]:
     }
     median = round(statistics.median(valid), 3) if valid else None
     met = ""
-    if bound.bound is not None and median is not None:
+    if bound.bound is not None and median is not None and len(valid) >= 3:  # fewer say nothing
         met = "yes" if (median <= bound.bound if bound.at_most else median >= bound.bound) else "no"
     verdict = {**about, "process": f"median of {len(valid)}", "ratio": median, "met": met}
     return [verdict, *({**about, **row} for row in rows)]
