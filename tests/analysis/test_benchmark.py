@@ -293,10 +293,31 @@ def test_without_cuda(capsys):
     assert capsys.readouterr().err == "dicenet: device cuda is not available here: use --device cpu\n"
 
 
+def test_convolutions_are_not_rounded_on_cuda(tmp_path, optimizer):
+    seen = []
+
+    class Watched(torch.nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return self.net(x)
+
+    optimizer(Watched)
+    assert torch.backends.cudnn.allow_tf32, "torch's default"
+    run(*LATENCY, "--modes", "optimized", "--out", tmp_path / "out")
+    assert set(seen) == {False}
+    assert torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_with_cuda(tmp_path, optimizer):
     optimizer(lambda net: net)
     models = (
+        "--models",
+        "dicenet_010,shufflenet_v2_x1_5",
         "--modes",
         "eager,channels_last,freeze",
         "--batch-size",

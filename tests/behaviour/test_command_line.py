@@ -290,7 +290,11 @@ def test_killed_and_resumed(digits, tmp_path):
 
 def test_ctrl_c(digits, tmp_path):
     out = tmp_path / "out"
-    process = start("train", "classify", "--data", digits, "--out", out, *LONG, "--epochs", "400")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        process = start("train", "classify", "--data", digits, "--out", out, *LONG, "--epochs", "400")
+    finally:
+        signal.signal(signal.SIGINT, before)
     wait_for(out / "last.ckpt", process)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)

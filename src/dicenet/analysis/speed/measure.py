@@ -28,6 +28,7 @@ from dicenet.analysis.speed.process import (
     staying_on,
     synchronise,
     threads_set,
+    whole_float32,
 )
 from dicenet.analysis.speed.results import (
     RESULTS,
@@ -374,7 +375,7 @@ def _run(protocol: Protocol, settings: Settings, folder: Path, console: Console)
     sizes = ", ".join(map(str, missing)) or "none (all are measured)"
     say(console, f"{protocol.name} of {len(settings.models)} networks; batch sizes: {sizes}; run folder {folder}")
     try:
-        with threads_set(settings.threads):
+        with threads_set(settings.threads), whole_float32():
             _measure(protocol, settings, missing, folder, console)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"go on with: dicenet benchmark {protocol.name} --resume {folder}") from None

@@ -48,6 +48,21 @@ def synchronise(device: str) -> Callable[[], None]:
     return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Let CUDA compute in float32 proper inside a ``with`` block.
+
+    By default cuDNN's convolutions round their inputs to TF32, some and not others: outputs of the same network then
+    differ by a hundredth between memory formats, and none could be told from a wrong one.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 # -- threads and cores
 
 
