@@ -95,7 +95,8 @@ def test_commands_of_the_documents_exist():
 
     commands = set()
     for file in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")):
-        commands |= set(re.findall(r"^dicenet (\w+ \w+ --[^\n]*)$", file.read_text(), re.MULTILINE))
+        text = file.read_text().replace("\\\n", " ")
+        commands |= set(re.findall(r"^dicenet (\w+ \w+ --[^\n]*)$", text, re.MULTILINE))
     assert len(commands) >= 3
     for command in commands:
         verb, task, *options = command.replace("...", "").split()
