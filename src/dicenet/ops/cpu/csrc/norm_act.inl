@@ -56,12 +56,12 @@ void norm_act_grad_sums(const NormActGrad& a, const float* x, const float* grad,
   const int64_t channels = a.forward.channels;
   each_group(channels, [&](auto vectors, int64_t group, int64_t left) {
     constexpr int n = decltype(vectors)::value;
-    V sum[n] = {}, sum_xhat[n] = {}, sum_slope[n] = {}, scale[n], shift[n], slope[n], mean[n], inverse[n];
+    V sum[n] = {}, sum_xhat[n] = {}, sum_slope[n] = {}, scale[n], shift[n], slope[n], mean[n];
     for (int i = 0; i < n; ++i) {
       const int64_t c = group + i * kLanes;
       scale[i] = load_part(a.forward.scale + c, left), shift[i] = load_part(a.forward.shift + c, left);
       slope[i] = load_part(a.forward.slope + c, left);
-      mean[i] = load_part(a.mean + c, left), inverse[i] = load_part(a.inverse + c, left);
+      mean[i] = load_part(a.mean + c, left);
     }
     for (int64_t p = 0; p < pixels; ++p) {
       for (int i = 0; i < n; ++i) {
@@ -70,14 +70,14 @@ void norm_act_grad_sums(const NormActGrad& a, const float* x, const float* grad,
         const V z = fma(scale[i], xi, shift[i]);
         const V dz = g * z.by_positive(V::splat(1), slope[i]);  // at zero the slope, as torch has it
         sum[i] += dz;
-        sum_xhat[i] = fma(dz, (xi - mean[i]) * inverse[i], sum_xhat[i]);
+        sum_xhat[i] = fma(dz, xi - mean[i], sum_xhat[i]);
         sum_slope[i] = fma(g, z.by_sign(V::zero(), z), sum_slope[i]);
       }
     }
     for (int i = 0; i < n; ++i) {
       const int64_t c = group + i * kLanes;
       store_part(sum[i], left, sums + c);
-      store_part(sum_xhat[i], left, sums + channels + c);
+      store_part(sum_xhat[i] * load_part(a.inverse + c, left), left, sums + channels + c);
       store_part(sum_slope[i], left, sums + 2 * channels + c);
     }
   });

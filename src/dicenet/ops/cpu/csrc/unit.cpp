@@ -251,7 +251,10 @@ void norm_prelu_backward(const MapShape& s, const Norm& norm, bool training, con
   if (!grad_x) return;
   job.mean_grad = mean_grad.data(), job.mean_grad_xhat = mean_grad_xhat.data();
   parallel_for(pixels, 5.0 * (channels / k.lanes + 1), [&](int64_t begin, int64_t end) {
-    k.norm_act_grad(job, x + begin * channels, grad + begin * channels, end - begin, grad_x + begin * channels);
+    for (int64_t p = begin; p < end; p += kChunkPixels) {
+      const int64_t first = p * channels, count = std::min(kChunkPixels, end - p);
+      k.norm_act_grad(job, x + first, grad + first, count, grad_x + first);
+    }
   });
 }
 
