@@ -733,10 +733,12 @@ def losses(backend, dtype=torch.float32, steps=8):
 
 def test_training_follows_the_reference():
     exact = losses("reference", torch.float64)
-    found = losses("auto")
+    found, single = (((losses(name) - exact) / exact).abs() for name in ("auto", "reference"))
     assert exact[-1] < 0.6 * exact[0]
-    torch.testing.assert_close(found[:5], exact[:5], rtol=1e-5, atol=0)
-    torch.testing.assert_close(found, exact, rtol=1e-3, atol=0)
+    assert found[:2].max() < 1e-5
+    # later a value may fall on the other side of a kink, on some processors from the third step on, and is then
+    # everything: ours may stray about as far as the reference does in the same precision
+    assert (found <= 1e-5 + 5 * single.cummax(0).values).all()
 
 
 # -- other processes

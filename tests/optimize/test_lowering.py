@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from unsettled import assert_close, assert_equal, by_reference, pictures, small_network, unit, unsettle
 
 from dicenet.layers import ConvNormAct, DiCEUnit, NormAct
-from dicenet.models.dicenet import DiCEBlock, StridedDiCEUnit
+from dicenet.layers.blocks import ShuffleBlock, StridedUnit
 from dicenet.ops import cpu
 from dicenet.optimize import optimize_for_inference
 from dicenet.optimize.lowering import lower
@@ -176,9 +176,9 @@ def test_other_modules_stay_between_plans():
         DiCEUnit(20, 20, (8, 8)),
         ConvNormAct(20, 18, 1),
         nn.GELU(),
-        DiCEBlock(18, 24, (8, 8)),
+        ShuffleBlock(18, 24, (8, 8)),
         nn.Hardswish(),
-        StridedDiCEUnit(24, (4, 4)),
+        StridedUnit(24, (4, 4)),
         SelectAdaptivePool2d(pool_type="avg", flatten=True),
         nn.Linear(48, 5),
     )
@@ -198,8 +198,8 @@ class DataDependent(nn.Module):
         super().__init__()
         self.first = small_network()[:3]
         self.unit = unit(24, (4, 3))
-        self.layers = nn.Sequential(*convs(24, 24, 24), DiCEBlock(24, 24, (4, 3)))
-        self.more = nn.ModuleList([DiCEBlock(24, 24, (4, 3)), DiCEBlock(24, 24, (4, 3))])
+        self.layers = nn.Sequential(*convs(24, 24, 24), ShuffleBlock(24, 24, (4, 3)))
+        self.more = nn.ModuleList([ShuffleBlock(24, 24, (4, 3)), ShuffleBlock(24, 24, (4, 3))])
         self.missing = None
         self.linear = nn.Linear(24, 4)
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from dicenet import optimize_for_inference
 from dicenet.layers import ConvNormAct, DiCEUnit, NormAct
-from dicenet.models.dicenet import DiCEBlock, StridedDiCEUnit
+from dicenet.layers.blocks import ShuffleBlock, StridedUnit
 from dicenet.ops import cpu
 from dicenet.optimize.network import MOST_PLANS, PlannedPart
 from dicenet.optimize.steps import GROUPED_PIXELS, Kind
@@ -104,8 +104,8 @@ WHOLE = {
     "units": lambda: of(
         lambda m, x: m[2](m[1](m[0](x))),
         DiCEUnit(16, 16, (6, 5)),
-        StridedDiCEUnit(16, (3, 3)),
-        DiCEBlock(32, 70, (3, 3)),
+        StridedUnit(16, (3, 3)),
+        ShuffleBlock(32, 70, (3, 3)),
     ),
     "scaled units": lambda: of(
         lambda m, x: m[2](m[1](m[0](x))), DiCEUnit(16, 16, (9, 2)), DiCEUnit(16, 16, (6, 11)), DiCEUnit(16, 16, (2, 5))
@@ -138,7 +138,7 @@ def test_sums_that_are_broadcast_run_as_modules(plans):
 
 
 def test_unit_ends_in_its_shuffle(plans):
-    check(of(lambda m, x: m[0](x), DiCEBlock(40, 40, (6, 5))), picture(9, 40, 6, 5))
+    check(of(lambda m, x: m[0](x), ShuffleBlock(40, 40, (6, 5))), picture(9, 40, 6, 5))
     (steps,) = kinds(plans)
     assert Kind.INTERLEAVE not in steps
 

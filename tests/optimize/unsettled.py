@@ -5,7 +5,7 @@ from timm.layers import SelectAdaptivePool2d
 from torch import nn
 
 from dicenet.layers import ConvNormAct, DiCEUnit
-from dicenet.models.dicenet import DiCEBlock, StridedDiCEUnit
+from dicenet.layers.blocks import ShuffleBlock, StridedUnit
 from dicenet.ops import use_backend
 
 TOLERANCE = 1e-4
@@ -71,8 +71,8 @@ def small_network(classes=5, size=(16, 12)):
     half = tuple((side + 3) // 4 for side in size)
     net = nn.Sequential(
         ConvNormAct(3, 8, 3, stride=2),
-        StridedDiCEUnit(8, half),
-        DiCEBlock(16, 24, half),
+        StridedUnit(8, half),
+        ShuffleBlock(16, 24, half),
         SelectAdaptivePool2d(pool_type="avg"),
         nn.Conv2d(24, 32, 1, groups=4, bias=False),
         nn.Conv2d(32, classes, 1),

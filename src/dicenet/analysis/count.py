@@ -26,7 +26,12 @@ class Cost(NamedTuple):
 
 def count(model: nn.Module, input_size: Sequence[int]) -> Cost:
     """Cost of a network for a picture of (channels, height, width). Nothing is computed; the model is unchanged."""
-    model = copy.deepcopy(model).to("meta").eval()
+    return _count(copy.deepcopy(model).to("meta"), input_size)
+
+
+def _count(model: nn.Module, input_size: Sequence[int]) -> Cost:
+    """The same for a model without memory that nobody else needs."""
+    model.eval()
     biased_outputs = 0
 
     def add_outputs(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -47,4 +52,4 @@ def count_model(name: str, **model_args: object) -> Cost:
     """Cost of a registered network at its own input size. The model is never given memory."""
     with torch.device("meta"):
         model = timm.create_model(name, **model_args)
-    return count(model, (model.in_chans, *model.input_size))
+    return _count(model, (model.in_chans, *model.input_size))

@@ -21,7 +21,7 @@ def convert(source: str, out: str) -> None:
     """
     net = loading.convert(source, out)
     height, width = net.trained_size
-    print(f"{net.width.name}, {net.num_classes} classes, trained size {height}x{width}: {out}")
+    print(f"{net.architecture}, {net.num_classes} classes, trained size {height}x{width}: {out}")
 
 
 COMMAND = Command(convert, _SOURCE)

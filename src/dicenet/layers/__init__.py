@@ -1,8 +1,26 @@
 """The modules that networks are made of."""
 
+from dicenet.layers.blocks import BottleneckBlock, ShuffleBlock, StridedShuffleBlock, StridedUnit
 from dicenet.layers.conv_norm_act import ConvNormAct, NormAct
 from dicenet.layers.dice_unit import DiCEUnit
 from dicenet.layers.dim_conv import DimConv
-from dicenet.layers.dim_fuse import DimFuse
+from dicenet.layers.dim_fuse import DimFuse, GlobalFusion, LocalFusion
+from dicenet.layers.units import FIRST_LAYERS, UNITS, first_layer, unit_layers
 
-__all__ = ["ConvNormAct", "DiCEUnit", "DimConv", "DimFuse", "NormAct"]
+__all__ = [
+    "FIRST_LAYERS",
+    "UNITS",
+    "BottleneckBlock",
+    "ConvNormAct",
+    "DiCEUnit",
+    "DimConv",
+    "DimFuse",
+    "GlobalFusion",
+    "LocalFusion",
+    "NormAct",
+    "ShuffleBlock",
+    "StridedShuffleBlock",
+    "StridedUnit",
+    "first_layer",
+    "unit_layers",
+]

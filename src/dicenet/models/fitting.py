@@ -11,10 +11,10 @@ from torch import Tensor
 
 from dicenet.errors import WeightsError
 from dicenet.weights.files import Checkpoint, read_checkpoint, unwrap
-from dicenet.weights.formats import OWN, recognise
+from dicenet.weights.formats import OWN, Recognised, recognise
 
 if TYPE_CHECKING:
-    from dicenet.models.dicenet import DiCENet
+    from dicenet.models.network import Network
 
 _logger = logging.getLogger("dicenet")
 
@@ -61,6 +61,17 @@ def open_source(source: Source) -> Checkpoint:
     return Checkpoint(unwrap(dict(source), "the state dict"), {}, "the state dict")
 
 
+def recognise_checkpoint(checkpoint: Checkpoint, model: "Network | None" = None) -> Recognised:
+    """A checkpoint under our names. One that describes itself, or has the names of ``model``, is ours.
+
+    Raises:
+        WeightsError: neither, and it holds no DiCE unit of anybody.
+    """
+    if checkpoint.metadata or (model is not None and model.state_dict().keys() >= checkpoint.state.keys()):
+        return Recognised(OWN.name, dict(checkpoint.state), ())
+    return recognise(checkpoint.state, checkpoint.name)
+
+
 def adapt_in_channels(weight: Tensor, in_channels: int) -> Tensor:
     """First convolution (out, in, k, k) for another number of picture channels, keeping its response's scale.
 
@@ -73,7 +84,7 @@ def adapt_in_channels(weight: Tensor, in_channels: int) -> Tensor:
     return weight[:, index] * (stored / in_channels)
 
 
-def _check_fit(model: "DiCENet", state: Mapping[str, Tensor], checkpoint: Checkpoint, stem: str | None) -> None:
+def _check_fit(model: "Network", state: Mapping[str, Tensor], checkpoint: Checkpoint, stem: str | None) -> None:
     """Raise WeightsError if the checkpoint is of another width, trained size or stem (None: not known)."""
     own, name, metadata = model.state_dict(), checkpoint.name, checkpoint.metadata
     if stem not in (None, model.stem_type):
@@ -85,13 +96,14 @@ def _check_fit(model: "DiCENet", state: Mapping[str, Tensor], checkpoint: Checkp
             continue
         if key.endswith(("weight_height", "weight_width")):
             size = metadata.get("model_args", {}).get("img_size") or trained_size_of(state, model.stem_type)
+            of, argument = (f" of {size[0]}x{size[1]}", tuple(size)) if size else (" of another size", "theirs")
             raise WeightsError(
-                f"{name} holds height and width kernels trained for pictures of {size[0]}x{size[1]}, this network's "
-                f"are for {model.trained_size[0]}x{model.trained_size[1]}: build it with img_size={tuple(size)}, then "
+                f"{name} holds height and width kernels trained for pictures{of}, this network's "
+                f"are for {model.trained_size[0]}x{model.trained_size[1]}: build it with img_size={argument}, then "
                 "call set_input_size() (scales the maps) or rebase() (resizes the kernels)"
             )
         raise WeightsError(
-            f"{name} is of another width than {model.width.name}: {key} is {tuple(value.shape)} there and "
+            f"{name} is of another width than {model.architecture}: {key} is {tuple(value.shape)} there and "
             f"{tuple(own[key].shape)} here; load it with dicenet.load(), which builds the right one"
         )
 
@@ -103,18 +115,21 @@ def stem_of(format_name: str, metadata: Mapping[str, Any]) -> str | None:
     return None if format_name == OWN.name else "standard"
 
 
-def trained_size_of(state: Mapping[str, Tensor], stem: str) -> tuple[int, int]:
-    """Picture size (height, width) that a network was built for: its first stage's maps times their stride.
+def trained_size_of(state: Mapping[str, Tensor], stem: str) -> tuple[int, int] | None:
+    """Picture size (height, width) that a DiCENet was built for: its first stage's maps times their stride.
 
-    Maps are rounded up, so that sizes a little smaller have the same maps; this is the largest of them.
+    Maps are rounded up, so that sizes a little smaller have the same maps; this is the largest of them. None for other
+    networks.
     """
     unit = "stages.0.0.right.1.dim_conv"
+    if f"{unit}.weight_height" not in state:
+        return None
     stride = 2 if stem == "small" else 8
     return stride * len(state[f"{unit}.weight_height"]), stride * len(state[f"{unit}.weight_width"])
 
 
-def load_weights(model: "DiCENet", source: Source) -> LoadReport:
-    """Load a checkpoint of ours, of EdgeNets or of pytorchcv into a DiCENet, adapting what can be adapted.
+def load_weights(model: "Network", source: Source) -> LoadReport:
+    """Load a checkpoint of ours, of EdgeNets or of pytorchcv into a network, adapting what can be adapted.
 
     Another class count leaves the classifier out; another channel count adapts the first convolution; of
     segmentation networks the backbone is taken. All of it is in the report (and logged if it leaves more than
@@ -124,7 +139,7 @@ def load_weights(model: "DiCENet", source: Source) -> LoadReport:
         WeightsError: unreadable, of another network or width, of another trained size or stem.
     """
     checkpoint = open_source(source)
-    recognised = recognise(checkpoint.state, checkpoint.name)
+    recognised = recognise_checkpoint(checkpoint, model)
     state = dict(recognised.state)
     own = model.state_dict()
     if "stem.conv.weight" not in state:

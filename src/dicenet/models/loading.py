@@ -12,9 +12,11 @@ from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import Tensor, nn
 
 from dicenet.errors import ConfigError, WeightsError
-from dicenet.layers import DiCEUnit
-from dicenet.models.dicenet import WIDTHS, DiCEBlock, DiCENet, StridedDiCEUnit, Width
-from dicenet.models.fitting import Source, load_weights, open_source, stem_of, trained_size_of
+from dicenet.layers import DiCEUnit, ShuffleBlock, StridedUnit
+from dicenet.models import dicenet
+from dicenet.models.fitting import Source, load_weights, open_source, recognise_checkpoint, stem_of, trained_size_of
+from dicenet.models.network import Network
+from dicenet.models.registry import ROWS
 from dicenet.weights import catalogue
 from dicenet.weights.edgenets import EDGENETS
 from dicenet.weights.files import FILE_FORMAT, Checkpoint, write_safetensors
@@ -28,32 +30,25 @@ PREPROCESSING_KEYS = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 def check_model_name(name: str) -> str:
     """The name of one of our networks, unchanged. Raises ConfigError, naming the nearest, for others."""
-    names = [width.name for width in WIDTHS]
-    if name.split(".")[0] in names:
+    if name.split(".")[0] in ROWS:
         return name
     # a width such as dicenet_110 is nearest to its neighbours in size, a misspelling to those in letters
     scale = re.search(r"(\d+)$", name)
     if name.startswith("dicenet") and scale:
-        near = sorted(names, key=lambda known: abs(int(known[-3:]) - int(scale[1])))[:2]
+        widths = [width.name for width in dicenet.WIDTHS]
+        near = sorted(widths, key=lambda known: abs(int(known[-3:]) - int(scale[1])))[:2]
     else:
-        near = difflib.get_close_matches(name, names, n=2, cutoff=0.0)
+        near = difflib.get_close_matches(name, ROWS, n=2, cutoff=0.0)
     raise ConfigError(f"model {name!r} is unknown: the nearest are {' and '.join(near)} ('dicenet models' lists all)")
 
 
-def describe(net: DiCENet, class_names: Sequence[str] | None = None, **more: Any) -> dict[str, Any]:
+def describe(net: Network, class_names: Sequence[str] | None = None, **more: Any) -> dict[str, Any]:
     """What a file must say to rebuild a network and to use it: architecture, arguments, classes, preprocessing."""
     cfg = net.pretrained_cfg
     return {
         "format": FILE_FORMAT,
-        "architecture": net.width.name,
-        "model_args": {
-            "num_classes": net.num_classes,
-            "in_chans": net.in_chans,
-            "img_size": list(net.trained_size),
-            "stem": net.stem_type,
-            "drop_rate": net.drop_rate,
-            "global_pool": net.global_pool.pool_type,
-        },
+        "architecture": net.architecture,
+        "model_args": net.model_args(),
         "input_size": list(net.input_size),
         "class_names": list(class_names if class_names is not None else cfg.get("label_names") or ()),
         "preprocessing": {key: cfg[key] for key in PREPROCESSING_KEYS},
@@ -61,7 +56,7 @@ def describe(net: DiCENet, class_names: Sequence[str] | None = None, **more: Any
     }
 
 
-def save(net: DiCENet, path: str | Path, class_names: Sequence[str] | None = None, **more: Any) -> None:
+def save(net: Network, path: str | Path, class_names: Sequence[str] | None = None, **more: Any) -> None:
     """Write a network as safetensors, whole or not at all, with all that :func:`load` needs in its metadata.
 
     Args:
@@ -75,7 +70,7 @@ def save(net: DiCENet, path: str | Path, class_names: Sequence[str] | None = Non
         DicenetError: the file cannot be written.
     """
     metadata = describe(net, class_names, **more)
-    if len(net.stages) < 3 or not isinstance(net.conv_head, nn.Conv2d):
+    if net.pruned:
         raise ConfigError("a network that was pruned to its feature maps cannot be saved as a whole one")
     count = len(metadata["class_names"])
     if count not in (0, net.num_classes):
@@ -83,11 +78,11 @@ def save(net: DiCENet, path: str | Path, class_names: Sequence[str] | None = Non
     write_safetensors(Path(path), net.state_dict(), metadata)
 
 
-def _width_of(state: Mapping[str, Tensor], name: str) -> Width:
+def _width_of(state: Mapping[str, Tensor], name: str) -> dicenet.Width:
     """The width whose table row has the shapes of a state dict."""
     stem = len(state["stem.conv.weight"])
     halves = [len(state[f"stages.{stage}.2.transform.0.conv.weight"]) for stage in (0, 1)]
-    for width in WIDTHS:
+    for width in dicenet.NETWORKS:
         if width.stem_channels == stem and [c // 2 for c in width.stage_channels[:2]] == halves:
             return width
     raise WeightsError(f"{name} is a DiCENet of no known width: stem {stem}, levels {[2 * half for half in halves]}")
@@ -101,6 +96,10 @@ _ARGUMENT_TYPES = {
     "stem": str,
     "drop_rate": float | int,
     "global_pool": str,
+    "unit": str,
+    "channels": int,
+    "first_layer": str,
+    "layout": str,
 }
 
 
@@ -138,19 +137,20 @@ def _model_args(recognised: Recognised, checkpoint: Checkpoint, stem: str | None
 def _load_network(
     checkpoint: Checkpoint, features_only: bool, out_indices: int | Sequence[int] | None, overrides: dict[str, Any]
 ) -> nn.Module:
-    recognised = recognise(checkpoint.state, checkpoint.name)
+    recognised = recognise_checkpoint(checkpoint)
     state = recognised.state
     if "stem.conv.weight" not in state:
         raise WeightsError(f"{checkpoint.name} holds no whole network; dicenet.load_edgenets() loads units and blocks")
     architecture, args = _model_args(recognised, checkpoint, overrides.get("stem"))
-    complete = "stages.2.0.left.0.conv.weight" in state
+    # a backbone without its end is found in foreign files only; in them a network of ours is a DiCENet
+    complete = bool(checkpoint.metadata) or "stages.2.0.left.0.conv.weight" in state
     if not (complete or features_only or overrides.get("num_classes")):
         raise WeightsError(
             f"{checkpoint.name} holds a backbone without its last level and classifier (a segmentation network): "
             "pass features_only=True for its feature maps, or num_classes= to train the rest anew"
         )
     args |= {key: value for key, value in overrides.items() if value is not None}
-    net: DiCENet = timm.create_model(architecture, **args)
+    net: Network = timm.create_model(architecture, **args)
     result: Any = net
     if features_only:  # before loading: what is pruned needs no weights
         levels = len(net.feature_info) if complete else len(net.feature_info) - 1
@@ -166,7 +166,7 @@ def _load_network(
     return result
 
 
-def _restore_config(net: DiCENet, metadata: Mapping[str, Any]) -> None:
+def _restore_config(net: Network, metadata: Mapping[str, Any]) -> None:
     """Give a network the input size, class names and preprocessing of its file, where timm's tools look for them."""
     cfg = dict(net.pretrained_cfg, num_classes=net.num_classes)
     for key in PREPROCESSING_KEYS:
@@ -272,11 +272,11 @@ def _feature_size(state: Mapping[str, Tensor], unit: str) -> tuple[int, int]:
 def _module_for(state: Mapping[str, Tensor], interleave: bool, dilation: tuple[int, int, int]) -> nn.Module:
     """A fresh unit or block with the shapes of a state dict under our names."""
     if "right.1.dim_conv.weight_depth" in state:
-        return StridedDiCEUnit(len(state["left.0.conv.weight"]), _feature_size(state, "right.1."))
+        return StridedUnit(len(state["left.0.conv.weight"]), _feature_size(state, "right.1."))
     if "transform.0.conv.weight" in state:
         computed, rest = state["transform.0.conv.weight"].shape[:2]
         # half of the input was kept; all official blocks have an even number of input channels
-        return DiCEBlock(2 * rest, computed + rest, _feature_size(state, "transform.1."))
+        return ShuffleBlock(2 * rest, computed + rest, _feature_size(state, "transform.1."))
     kernel = state["dim_conv.weight_depth"]
     return DiCEUnit(
         len(kernel),
@@ -288,7 +288,7 @@ def _module_for(state: Mapping[str, Tensor], interleave: bool, dilation: tuple[i
     )
 
 
-def convert(source: str, out: str) -> DiCENet:
+def convert(source: str, out: str) -> Network:
     """Turn a checkpoint of EdgeNets, pytorchcv or our training into one safetensors file of ours.
 
     Args:
@@ -303,6 +303,6 @@ def convert(source: str, out: str) -> DiCENet:
     if Path(out).suffix != ".safetensors":
         raise ConfigError(f"--out {out} must end with .safetensors")
     net = load(source)
-    assert isinstance(net, DiCENet)
+    assert isinstance(net, Network)
     save(net, out)
     return net

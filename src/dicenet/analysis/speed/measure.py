@@ -53,7 +53,7 @@ from dicenet.engine.run_folder import (
     write_config,
 )
 from dicenet.errors import ConfigError
-from dicenet.models.dicenet import MIN_IMG_SIZE
+from dicenet.models.network import MIN_IMG_SIZE
 from dicenet.tasks.drawing import png
 from dicenet.weights.files import write_bytes, write_json
 

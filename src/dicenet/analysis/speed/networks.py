@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dicenet.analysis.count import Cost, count
 from dicenet.errors import ConfigError
-from dicenet.models.dicenet import WIDTHS
 from dicenet.models.loading import load_pytorchcv
+from dicenet.models.registry import ROWS
 
 OURS = "dicenet"
 CLASSES = 1000
@@ -81,7 +81,7 @@ def _build_pytorchcv(name: str, size: tuple[int, int]) -> nn.Module:
 #: In the order in which a name is looked for.
 LIBRARIES = {
     OURS: _Library(
-        lambda name: name in [width.name for width in WIDTHS],
+        lambda name: name in ROWS,
         lambda name, size: timm.create_model(name, img_size=size),
     ),
     "torchvision": _Library(
@@ -229,6 +229,6 @@ def build_networks(names: Sequence[str], size: tuple[int, int], seed: int) -> li
 def _share_weights(foreign: nn.Module, name: str, networks: dict[str, Network]) -> None:
     with contextlib.suppress(Exception):  # not one of ours
         twin: Any = load_pytorchcv(foreign)
-        own = networks.get(twin.width.name)
+        own = networks.get(twin.architecture)
         if own is not None and own.module is not None and own.ours:
             networks[own.name] = own._replace(module=twin.eval(), same_weights_as=name)

@@ -18,7 +18,7 @@ from dicenet.engine.console import say, say_what_was_left_out
 from dicenet.engine.fit import check_device, make_trainer
 from dicenet.engine.run_folder import default_run_folder, new_run_folder
 from dicenet.errors import ConfigError
-from dicenet.models.dicenet import DiCENet
+from dicenet.models.network import Network
 from dicenet.tasks.classify.task import TASK, ClassifyTask
 from dicenet.tasks.classify.train import default_workers
 from dicenet.tasks.classify.trained import IMAGENET_CLASSES, class_names_of, for_inference, load_classifier
@@ -30,7 +30,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _class_order(data_names: Sequence[str], net: DiCENet, weights: str) -> list[int]:
+def _class_order(data_names: Sequence[str], net: Network, weights: str) -> list[int]:
     """For each class of the data the class of the network with the same name (or WordNet id)."""
     names = class_names_of(net)
     known = {name: index for index, name in enumerate(names)}
@@ -118,7 +118,7 @@ def evaluate(
 class _ReorderedTask(ClassifyTask):
     """Judges on data whose classes stand in another order than the network's."""
 
-    def __init__(self, net: DiCENet, class_names: Sequence[str], order: Sequence[int]) -> None:
+    def __init__(self, net: Network, class_names: Sequence[str], order: Sequence[int]) -> None:
         super().__init__(net, class_names)
         self.register_buffer("order", torch.tensor(order))
 

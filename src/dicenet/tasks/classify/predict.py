@@ -15,7 +15,7 @@ from dicenet.engine.console import say, say_what_was_left_out
 from dicenet.engine.fit import check_device
 from dicenet.engine.run_folder import default_run_folder, new_run_folder
 from dicenet.errors import ConfigError, DataError
-from dicenet.models.dicenet import DiCENet
+from dicenet.models.network import Network
 from dicenet.tasks.classify.task import TASK
 from dicenet.tasks.classify.trained import class_names_of, for_inference, load_classifier
 from dicenet.tasks.drawing import with_classes
@@ -102,7 +102,7 @@ def _readable(files: Sequence[Path], errors: dict[str, str]) -> list[tuple[Path,
 
 
 def _answers(
-    net: DiCENet,
+    net: Network,
     preprocessing: Preprocessing,
     pictures: Sequence[tuple[Path, Image.Image]],
     top: int,

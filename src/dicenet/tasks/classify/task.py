@@ -15,8 +15,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from dicenet.engine.schedules import check_schedule, scheduler
 from dicenet.errors import ConfigError, DataError, TrainingError
-from dicenet.models.dicenet import DiCENet
 from dicenet.models.loading import describe
+from dicenet.models.network import Network
 from dicenet.weights.files import METADATA_KEY
 
 TASK = "classify"
@@ -56,7 +56,7 @@ class ClassifyTask(L.LightningModule):
     in ``bad_pictures`` (name to reason).
     """
 
-    def __init__(self, net: DiCENet, class_names: Sequence[str], optimisation: Optimisation | None = None) -> None:
+    def __init__(self, net: Network, class_names: Sequence[str], optimisation: Optimisation | None = None) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)
         self.class_names = list(class_names)

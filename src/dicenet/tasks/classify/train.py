@@ -36,8 +36,8 @@ from dicenet.engine.run_folder import (
     write_config,
 )
 from dicenet.errors import ConfigError, WeightsError
-from dicenet.models.dicenet import DiCENet
 from dicenet.models.loading import check_model_name, load, save
+from dicenet.models.network import Network
 from dicenet.ops import flush_denormals
 from dicenet.tasks.classify.task import TASK, ClassifyTask, Optimisation
 from dicenet.tasks.classify.trained import same_classes
@@ -168,7 +168,7 @@ def train(
     folder = resumed_folder(resume) if resume else new_run_folder(out, default_run_folder(TASK, "train"))
     say(
         console,
-        f"{net.width.name}, {len(dataset.class_names)} classes, input {net.input_size[0]}x{net.input_size[1]}, "
+        f"{net.architecture}, {len(dataset.class_names)} classes, input {net.input_size[0]}x{net.input_size[1]}, "
         f"{net.stem_type} stem; {len(train_part)} pictures to train on, {len(val_part)} to judge by ({judged_on}); "
         f"run folder {folder}",
     )
@@ -228,7 +228,7 @@ def _with_changes(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     return read_config(folder) | {name: value for name, value in given.items() if value != defaults[name]}
 
 
-def _resumed_network(checkpoint: Path, class_names: Sequence[str]) -> tuple[DiCENet, int]:
+def _resumed_network(checkpoint: Path, class_names: Sequence[str]) -> tuple[Network, int]:
     """The network that a checkpoint of a run describes, and the number of epochs that are finished."""
     metadata = read_checkpoint(checkpoint).metadata
     if not metadata:
@@ -239,7 +239,7 @@ def _resumed_network(checkpoint: Path, class_names: Sequence[str]) -> tuple[DiCE
             "start a new run with --weights instead"
         )
     net = load(checkpoint)
-    assert isinstance(net, DiCENet)
+    assert isinstance(net, Network)
     return net, int(metadata["epochs"])
 
 
@@ -289,29 +289,29 @@ def _network(
     stem: str | None,
     drop_rate: float | None,
     console: Console,
-) -> DiCENet:
+) -> Network:
     """The network to train, with fresh or given weights; a fresh classifier starts near zero."""
     if weights is None:
         net = timm.create_model(
             model or _DEFAULT_MODEL,
             num_classes=len(class_names),
             in_chans=in_chans or 3,
-            img_size=img_size or 224,
+            **({} if img_size is None else {"img_size": img_size}),
             stem=stem or "standard",
             drop_rate=drop_rate,
         )
         _start_small(net.get_classifier())
         return net
     stored = load(weights)
-    assert isinstance(stored, DiCENet)
-    if model and stored.width.name != model:
+    assert isinstance(stored, Network)
+    if model and stored.architecture != model:
         raise WeightsError(
-            f"{weights} is a checkpoint of {stored.width.name}, not of {model}: give --model {stored.width.name}"
+            f"{weights} is a checkpoint of {stored.architecture}, not of {model}: give --model {stored.architecture}"
         )
     if stem and stem != stored.stem_type:
         raise WeightsError(f"{weights} was made with the {stored.stem_type} stem, not the {stem} one: leave out --stem")
     net = load(weights, num_classes=len(class_names), in_chans=in_chans, drop_rate=drop_rate)
-    assert isinstance(net, DiCENet)
+    assert isinstance(net, Network)
     if same_classes(stored, class_names):
         say(console, f"weights {weights}, with their classifier")
     else:
@@ -330,7 +330,7 @@ def _start_small(classifier: nn.Module) -> None:
         nn.init.normal_(classifier.weight, std=0.01)
 
 
-def _training_preprocessing(net: DiCENet) -> Preprocessing:
+def _training_preprocessing(net: Network) -> Preprocessing:
     """How pictures become inputs; kept in the network's configuration, so that it is saved with the weights."""
     cfg = dict(net.pretrained_cfg)
     if net.stem_type == "small":
@@ -341,11 +341,11 @@ def _training_preprocessing(net: DiCENet) -> Preprocessing:
 
 
 def _augmentation(
-    net: DiCENet, data: str, kind: str | None, min_scale: float | None, hflip: float | None
+    net: Network, data: str, kind: str | None, min_scale: float | None, hflip: float | None
 ) -> Augmentation:
     small = net.stem_type == "small"
     return Augmentation(
         kind or ("shift" if small else "resized-crop"),
-        (0.2 if net.width.scale <= 1 else 0.08) if min_scale is None else min_scale,
+        net.min_crop if min_scale is None else min_scale,
         (0.0 if data == "digits" else 0.5) if hflip is None else hflip,
     )

@@ -8,14 +8,14 @@ from timm.data import ImageNetInfo
 
 from dicenet.data.transforms import Preprocessing
 from dicenet.errors import WeightsError
-from dicenet.models.dicenet import DiCENet
 from dicenet.models.loading import load
+from dicenet.models.network import Network
 from dicenet.optimize import optimize_for_inference
 
 IMAGENET_CLASSES = 1000
 
 
-def class_names_of(net: DiCENet) -> list[str]:
+def class_names_of(net: Network) -> list[str]:
     """Names of the classes: those saved with the weights, ImageNet's for 1000 classes, or else numbers."""
     if names := net.pretrained_cfg.get("label_names"):
         return list(names)
@@ -24,17 +24,17 @@ def class_names_of(net: DiCENet) -> list[str]:
     return [str(index) for index in range(net.num_classes)]
 
 
-def same_classes(net: DiCENet, names: Sequence[str]) -> bool:
+def same_classes(net: Network, names: Sequence[str]) -> bool:
     """Whether a network's classes are these, in this order (for ImageNet's also by WordNet id)."""
     if net.num_classes == IMAGENET_CLASSES and list(names) == ImageNetInfo("imagenet-1k").label_names():
         return "label_names" not in net.pretrained_cfg
     return class_names_of(net) == list(names)
 
 
-def load_classifier(weights: str, img_size: int | tuple[int, int] | None) -> tuple[DiCENet, Preprocessing]:
+def load_classifier(weights: str, img_size: int | tuple[int, int] | None) -> tuple[Network, Preprocessing]:
     """A classifier ready to be used, and how its pictures are prepared. Raises WeightsError if it has no classes."""
     net = load(weights)
-    assert isinstance(net, DiCENet)
+    assert isinstance(net, Network)
     if net.num_classes == 0:
         raise WeightsError(f"{weights} has no classifier")
     if img_size is not None:
@@ -42,8 +42,8 @@ def load_classifier(weights: str, img_size: int | tuple[int, int] | None) -> tup
     return net.eval().to(memory_format=torch.channels_last), Preprocessing.of(net.pretrained_cfg)
 
 
-def for_inference(net: DiCENet, device: torch.device, precision: str, optimize: bool) -> DiCENet:
+def for_inference(net: Network, device: torch.device, precision: str, optimize: bool) -> Network:
     """The network on a device; where plans work, on the CPU in float32, optimized if that is wanted."""
     if not optimize or device.type != "cpu" or precision != "32-true":
         return net.to(device)
-    return cast(DiCENet, optimize_for_inference(net))  # has all that the network has
+    return cast(Network, optimize_for_inference(net))  # has all that the network has
