@@ -13,12 +13,19 @@ from dicenet.errors import ConfigError, DataError, DicenetError, TrainingError, 
 from dicenet.layers import DiCEUnit, DimConv, DimFuse
 from dicenet.models.dicenet import DiCENet
 from dicenet.models.loading import load, load_edgenets, load_pytorchcv, save
-from dicenet.optimize import OptimizedNetwork, accelerate, optimize_for_inference
+from dicenet.optimize import (
+    ConversionReport,
+    OptimizedNetwork,
+    accelerate,
+    optimize_for_inference,
+    replace_separable_convs,
+)
 
 __version__ = version("dicenet")
 
 __all__ = [
     "ConfigError",
+    "ConversionReport",
     "DataError",
     "DiCENet",
     "DiCEUnit",
@@ -37,6 +44,7 @@ __all__ = [
     "models",
     "ops",
     "optimize_for_inference",
+    "replace_separable_convs",
     "save",
     "weights",
 ]

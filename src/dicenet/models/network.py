@@ -47,7 +47,7 @@ def _divided(size: tuple[int, int], stride: int) -> tuple[int, int]:
     return -(-size[0] // stride), -(-size[1] // stride)
 
 
-def _initialise(network: nn.Module, grouped: bool) -> None:
+def initialise(network: nn.Module, grouped: bool) -> None:
     """Kaiming normal (fan-out) for convolutions, biases zero.
 
     Args:
@@ -188,7 +188,7 @@ class Network(nn.Module):
         self.conv_head: nn.Module = self._new_conv_head()
         self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
         self.classifier = self._new_classifier()
-        _initialise(self, self.grouped_fan_out)
+        initialise(self, self.grouped_fan_out)
         self.feature_info = self._feature_info(stem_channels, [stage.channels for stage in stages])
         self.pretrained_cfg = self.default_cfg = configuration() | {"num_classes": num_classes}  # timm replaces it
         self._record_input_size()
@@ -299,9 +299,9 @@ class Network(nn.Module):
                 self.head_hidden_size = self._hidden_size()
                 if self._head.groups and self.global_pool.feat_mult() != features:
                     self.conv_head = self._new_conv_head().to(like)
-                    _initialise(self.conv_head, self.grouped_fan_out)
+                    initialise(self.conv_head, self.grouped_fan_out)
         self.classifier = self._new_classifier().to(like)
-        _initialise(self.classifier, self.grouped_fan_out)
+        initialise(self.classifier, self.grouped_fan_out)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory in training: recompute the stages in the backward pass."""
