@@ -7,8 +7,9 @@ import sys
 
 TASKS = ("classify",)
 BENCHMARKS = ("latency", "training")
+PAPER = ("1", "2", "3", "4", "5", "claims", "figure2", "figure4")
 #: How the help calls the word behind a verb, and what messages call it, by what it may be.
-WORDS = {TASKS: ("TASK", "task"), BENCHMARKS: ("WHAT", "benchmark")}
+WORDS = {TASKS: ("TASK", "task"), BENCHMARKS: ("WHAT", "benchmark"), PAPER: ("N", "table")}
 #: Verb, the words that may follow it (one must, if there are any), and what it does.
 VERBS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("models", (), "list the networks with their parameters and multiply-adds"),
@@ -17,6 +18,7 @@ VERBS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("predict", TASKS, "use a trained network on pictures"),
     ("convert", (), "turn an EdgeNets or pytorchcv checkpoint into one of dicenet"),
     ("benchmark", BENCHMARKS, "measure how fast networks are, beside others"),
+    ("tables", PAPER, "count the networks of the paper's tables, beside its own figures"),
     ("demo", (), "train, evaluate and use a small network on handwritten digits, in minutes"),
 )
 

@@ -1,0 +1,106 @@
+"""``dicenet tables WHAT``."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from dicenet.analysis.paper import claims, figures
+from dicenet.analysis.paper.entries import TABLES
+from dicenet.analysis.paper.tables import FORMATS, table_rows, write
+from dicenet.cli.run import Command
+from dicenet.errors import ConfigError
+from dicenet.tasks.drawing import png
+from dicenet.weights.files import write_bytes
+
+_SUFFIXES = {".md": "markdown", ".csv": "csv", ".json": "json", ".txt": "terminal"}
+
+
+def _counting(things: Iterable[Any]) -> Iterable[Any]:
+    return track(things, "counting", console=Console(stderr=True), transient=True)
+
+
+def _chosen_format(form: str | None, out: str | None) -> str:
+    """The form as asked, or as a file's name says. Raises ConfigError for unknown ones and taken files."""
+    if form is not None and form not in FORMATS:
+        raise ConfigError(f"--format {form} is unknown: choose one of {', '.join(FORMATS)}")
+    _check_new(out)
+    return form or _SUFFIXES.get(Path(out).suffix if out else "", "terminal")
+
+
+def _check_new(out: str | None) -> None:
+    if out is not None and Path(out).exists():
+        raise ConfigError(f"--out {out} exists: name a new file")
+
+
+def _show(rows: list[dict[str, Any]], title: str, note: str, form: str, out: str | None) -> None:
+    text = write(rows, title, note, form)
+    if out is None:
+        print(text, end="")
+    else:
+        write_bytes(Path(out), text.encode())
+
+
+def _table(number: int) -> Callable[..., None]:
+    def table(format: str | None = None, out: str | None = None) -> None:
+        """Count the networks of a table of the paper, beside the paper's figures.
+
+        Args:
+            format: terminal, markdown, csv or json; by the ending of the file, or terminal.
+            out: file to write, which must not exist; the terminal if not given.
+        """
+        form = _chosen_format(format, out)
+        rows = table_rows(number, _counting)
+        _show(rows, f"Table {number}. {TABLES[number].title}", TABLES[number].note, form, out)
+
+    return table
+
+
+def _claims(format: str | None = None, out: str | None = None) -> None:
+    """Recompute claims of the paper.
+
+    Args:
+        format: terminal, markdown, csv or json; by the ending of the file, or terminal.
+        out: file to write, which must not exist; the terminal if not given.
+    """
+    form = _chosen_format(format, out)
+    _show(claims.claim_rows(_counting(claims.CLAIMS)), "Claims of the paper", "", form, out)
+
+
+def _figure2(out: str, format: str | None = None) -> None:
+    """Draw where the multiply-adds of networks are (Figure 2), or write the figures behind the drawing.
+
+    Args:
+        out: file to write, which must not exist: .png, or .md, .csv, .json for the figures.
+        format: png, terminal, markdown, csv or json; by the ending of the file.
+    """
+    drawn = format == "png" or (format is None and Path(out).suffix == ".png")
+    form = "png" if drawn else _chosen_format(format, out)
+    _check_new(out)
+    rows = figures.figure_2_rows()
+    if drawn:
+        write_bytes(Path(out), png(figures.figure_2(rows)))
+    else:
+        _show(rows, "Figure 2. Multiply-adds (M) by kind of layer", "", form, out)
+
+
+def _figure4(out: str) -> None:
+    """Draw the blocks of the three networks (Figure 4) from their code.
+
+    Args:
+        out: PNG file to write, which must not exist.
+    """
+    _check_new(out)
+    if Path(out).suffix != ".png":
+        raise ConfigError(f"--out {out} must end with .png")
+    write_bytes(Path(out), png(figures.figure_4()))
+
+
+COMMANDS = {
+    **{str(number): Command(_table(number)) for number in TABLES},
+    "claims": Command(_claims),
+    "figure2": Command(_figure2),
+    "figure4": Command(_figure4),
+}

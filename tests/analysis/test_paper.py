@@ -1,0 +1,270 @@
+"""The paper's tables, figures and claims: counts against those worked out elsewhere, and what commands write."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import dicenet
+from dicenet.analysis.paper import figures
+from dicenet.analysis.paper.claims import CLAIMS, claim_rows
+from dicenet.analysis.paper.entries import TABLES, TOLERANCE, Entry, Source, build
+from dicenet.analysis.paper.memory import map_memory
+from dicenet.analysis.paper.shares import shares
+from dicenet.analysis.paper.tables import FORMATS, counted, readable, table_rows, unexplained, write
+from dicenet.layers import BottleneckBlock, ShuffleBlock, StridedUnit
+from dicenet_cli import main
+
+pytest.importorskip("pytorchcv")
+
+
+@pytest.mark.parametrize("number", TABLES)
+def test_rows_are_those_of_the_paper_within_three_per_cent_or_say_why(number):
+    rows = table_rows(number)
+    assert len(rows) == len(TABLES[number].entries)
+    assert unexplained(rows) == []
+    for row, entry in zip(rows, TABLES[number].entries, strict=True):
+        assert (row["network"] is None) == (entry.source is None)
+        if number <= 3:  # a reason is not enough there
+            assert abs(row["deviation"]) <= TOLERANCE, row
+
+
+def test_a_row_that_is_off_needs_a_reason():
+    entry = Entry(("DiCENet",), Source("dicenet", "dicenet_020"), 14)
+    row = {"deviation": counted(entry.source).macs / entry.macs - 1, "note": None}
+    assert unexplained([row]) == [row]
+    assert unexplained([row | {"note": "the paper truncates"}]) == []
+    assert unexplained([{"deviation": None, "note": None}]) == []
+
+
+def test_dicenets_of_table_4_are_exact():
+    published = {6.5: "6.49", 14: "14.90", 46: "46.83", 70: "70.71", 98: "98.11", 139: "135.48", 298: "297.94"}
+    rows = [row for row in table_rows(4) if row["paper_network"] == "DiCENet"]
+    assert len(rows) == 2 * len(published)
+    for row in rows:
+        assert f"{row['macs']:.2f}" == published[row["paper_macs"]]
+
+
+def test_table_2_is_what_closed_forms_say(shared):
+    """The notes that the structures come from count them by formulas, without a network."""
+    text = shared("facts/tables.md").read_text()
+    names = {
+        "DW + PW": "DWise + point-wise",
+        "DW + SE": "DWise + SE",
+        "DW + PW + SE": "DWise + point-wise + SE",
+        "DW + DimFuse": "DWise + DimFuse",
+        "DimConv + PW on 3D (Sec. 3.2: 3D^2HW)": "DimConv + point-wise",
+        "DimConv + SE": "DimConv + SE",
+        "DimConv + PW(3D) + SE": "DimConv + point-wise + SE",
+        "DimConv + DimFuse": "DimConv + DimFuse (DiCE)",
+    }
+    rows = table_rows(2)
+    for theirs, ours in names.items():
+        line = next(line for line in text.splitlines() if line.startswith(f"| {theirs} | 1"))
+        counts = re.findall(r"\| (\d+) \| (\d+), ([\d.]+),", line)
+        for (paper, channels, macs), net in zip(counts, ("ResNet", "ShuffleNetV2"), strict=True):
+            (row,) = (r for r in rows if (r["architecture"], r["unit"]) == (net, ours))
+            assert f"channels={channels}" in row["network"]
+            assert (row["paper_macs"], f"{row['macs']:.2f}") == (float(paper), macs)
+
+
+def test_table_3_is_what_closed_forms_say():
+    expected = {
+        "ResNet": [139.68, 79.86, 144.80, 119.57, 73.89, 128.64],
+        "ShuffleNetV2": [141.69, 76.73, 141.9, 124.02, 69.98, 132.11],
+    }
+    rows = table_rows(3)
+    for net, counts in expected.items():
+        assert [row["macs"] for row in rows if row["architecture"] == net] == pytest.approx(counts, abs=0.06)
+
+
+def test_every_source_says_what_it_builds():
+    for table in TABLES.values():
+        for entry in table.entries:
+            if entry.source is not None and entry.source.library == "dicenet":
+                net = build(entry.source)
+                for name, value in entry.source.arguments.items():
+                    assert net.choices[name] == value
+
+
+def test_shares_are_all_multiply_adds():
+    for net in (timm.create_model("dicenet_020"), torchvision.models.mobilenet_v2()):
+        parts = shares(net, (3, 224, 224))
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net.eval()(torch.zeros(1, 3, 224, 224))
+        assert sum(parts.values()) == counter.get_total_flops() // 2
+        assert "other" not in parts
+
+
+def test_shares_of_figure_2():
+    """Those that were counted by closed forms."""
+    parts = shares(timm.create_model("dicenet_240"), (3, 224, 224))
+    found = {kind: round(100 * macs / sum(parts.values()), 1) for kind, macs in parts.items()}
+    assert found["point-wise"] == 83.3
+    assert found["depth-wise and DimConv"] == 12.2
+    assert found["standard"] == 2.7
+    assert found["local fusion"] + found["fully connected"] == pytest.approx(1.9, abs=0.05)
+    parts = shares(torchvision.models.mobilenet_v2(), (3, 224, 224))
+    assert [round(100 * macs / sum(parts.values()), 1) for macs in parts.values()] == [3.6, 6.9, 89.1, 0.4]
+
+
+def test_map_memory_by_hand():
+    first, second = 4 * 8 * 6 * 6, 4 * 16 * 6 * 6
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 1))
+    assert map_memory(plain, (3, 6, 6)) == (first + second, 2 * first + second)
+    overwriting = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(8, 16, 1))
+    assert map_memory(overwriting, (3, 6, 6)) == (first + second, first + second)
+
+    class Skip(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(3))
+
+        def forward(self, x):
+            kept = self.layers[0](x)
+            return kept + self.layers[2](self.layers[1](kept))
+
+    one = 4 * 3 * 6 * 6
+    # what is kept, what is read, what is written; then what is kept, the other part and the sum
+    assert map_memory(Skip(), (3, 6, 6)) == (3 * one, 4 * one)
+    assert map_memory(nn.Sequential(nn.Flatten(), nn.Flatten()), (3, 6, 6)).total == 0  # views
+
+
+def test_claims():
+    rows = claim_rows()
+    assert len(rows) == len(CLAIMS)
+    verdicts = {row["claim"]: (row["counted"], row["verdict"]) for row in rows}
+    assert "560 M instead of 298 M" in verdicts["DimFuse costs HWD(3 + n^2 + D)"][0]
+    found, verdict = verdicts["the widest DimConv of the 298 M network has 576 channels"]
+    assert found.startswith("556")
+    assert verdict == "off: 556, not 576"
+    assert verdicts["R3 and R6 have 4 times the channels"][1] == "2x, not 4x"
+    found, verdict = verdicts["DimFuse in place of all point-wise convolutions saves 45 %"]
+    assert found.startswith("42.6%, 43.9%, 41.0%, 41.0% from its own figures")
+    assert verdict == "41 to 44 %"
+    held = [claim for claim, (_, verdict) in verdicts.items() if verdict == "holds"]
+    assert len(held) == 5
+
+
+def parts_of(block):
+    """Text of each box, and the texts of those that it reads."""
+    boxes = figures.block_graph(block)
+    text = {name: box.text.replace("\n", ", ") for name, box in boxes.items()}
+    return [(text[name], [text[source] for source in box.sources]) for name, box in boxes.items()]
+
+
+def test_blocks_of_figure_4():
+    unit, point = "DiCE unit, 16 to 16", "1x1 convolution, 16 to 16"
+    assert parts_of(StridedUnit(16, (4, 4))) == [
+        ("input", []),
+        ("3x3 depth-wise, stride 2, 16 to 16", ["input"]),
+        (point, ["3x3 depth-wise, stride 2, 16 to 16"]),
+        ("3x3 average, stride 2", ["input"]),
+        (unit, ["3x3 average, stride 2"]),
+        (point, [unit]),
+        ("concatenation", [point, point]),
+        ("shuffle", ["concatenation"]),
+        ("output", ["shuffle"]),
+    ]
+    assert parts_of(ShuffleBlock(32, 32, (4, 4))) == [
+        ("input", []),
+        ("split into halves", ["input"]),
+        (point, ["split into halves"]),
+        (unit, [point]),
+        ("concatenation", ["split into halves", unit]),
+        ("shuffle", ["concatenation"]),
+        ("output", ["shuffle"]),
+    ]
+    assert parts_of(BottleneckBlock(64, 64, (4, 4))) == [
+        ("input", []),
+        ("1x1 convolution, 64 to 16", ["input"]),
+        ("DiCE unit, 16 to 64", ["1x1 convolution, 64 to 16"]),
+        ("sum", ["DiCE unit, 16 to 64", "input"]),
+        ("output", ["sum"]),
+    ]
+
+
+ROWS = [
+    {"unit": "a|b", "network": "timm: x", "macs": 12.345678, "deviation": 0.01234, "paper_top1": None, "note": None},
+    {"unit": "c", "network": None, "macs": None, "deviation": None, "paper_top1": None, "note": "none"},
+]
+
+
+def test_forms():
+    assert [row["unit"] for row in csv.DictReader(io.StringIO(write(ROWS, "T", "", "csv")))] == ["a|b", "c"]
+    assert json.loads(write(ROWS, "T", "", "json")) == ROWS
+    page = readable(ROWS, "T", "below")
+    assert page.headings == ["unit", "network here", "MACs (M)", "off", "note"]  # empty columns are left out
+    assert page.cells == [["a|b", "timm: x", "12.35", "+1.2%", ""], ["c", "", "", "", "none"]]
+    markdown = write(ROWS, "T", "below", "markdown").splitlines()
+    assert markdown[0] == "### T"
+    assert markdown[4] == "| a\\|b | timm: x | 12.35 | +1.2% |  |"
+    assert markdown[-1] == "below"
+    assert "12.35" in write(ROWS, "T", "below", "terminal")
+    assert set(FORMATS) == {"terminal", "markdown", "csv", "json"}
+
+
+# -- the command
+
+
+def test_tables_command(tmp_path, capsys):
+    assert main(["tables", "5", "--format", "markdown"]) == 0
+    text = capsys.readouterr().out
+    assert "| DiCENet | dicenet: dicenet_240 | 224 | 297.94 | 297 | +0.3% | 5.114 | 5.1 |" in text
+    for name in ("t.csv", "t.json", "t.md"):
+        assert main(["tables", "5", "--out", str(tmp_path / name)]) == 0
+    assert json.loads((tmp_path / "t.json").read_text())[3]["paper_macs"] == 297
+    assert (tmp_path / "t.csv").read_text().startswith("paper_network,network,input,macs,paper_macs")
+    assert (tmp_path / "t.md").read_text() == text
+
+
+def test_figures_command(tmp_path):
+    for name in ("figure2", "figure4"):
+        assert main(["tables", name, "--out", str(tmp_path / f"{name}.png")]) == 0
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert min(picture.size) > 300
+    assert main(["tables", "figure2", "--out", str(tmp_path / "figure2.csv")]) == 0
+    rows = list(csv.DictReader((tmp_path / "figure2.csv").open()))
+    assert [row["network"] for row in rows] == [name for _, name in figures.FIGURE_2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["6"], "unknown table '6' for tables: choose one of 1, 2, 3, 4, 5, claims, figure2, figure4"),
+        (["1", "--format", "xml"], "--format xml is unknown: choose one of terminal, markdown, csv, json"),
+        (["2", "--out", "{taken}"], "exists: name a new file"),
+        (["claims", "--out", "{taken}"], "exists: name a new file"),
+        (["figure4", "--out", "{taken}"], "exists: name a new file"),
+        (["figure4", "--out", "x.jpg"], "must end with .png"),
+        (["figure2"], "required: out"),
+        (["figure2", "--out", "{taken}"], "exists: name a new file"),
+    ],
+)
+def test_wrong_tables(arguments, message, tmp_path, capsys):
+    (tmp_path / "taken.png").write_text("x")
+    arguments = [argument.replace("{taken}", str(tmp_path / "taken.png")) for argument in arguments]
+    assert main(["tables", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert (tmp_path / "taken.png").read_text() == "x"
+
+
+def test_without_pytorchcv(monkeypatch):
+    import dicenet.analysis.paper.entries as entries
+
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(entries.importlib, "import_module", missing)
+    with pytest.raises(dicenet.ConfigError, match="pip install pytorchcv"):
+        build(Source("pytorchcv", "mobilenet_wd2"))
