@@ -63,15 +63,26 @@ def counted(source: Source) -> Counted:
     return _COUNTED[key]
 
 
-@cache
-def _measured() -> dict[str, str]:
-    """Our own accuracies by network, as committed; none where the package is not run from its repository."""
-    path = RESULTS / "accuracy.csv"
+def _results(name: str) -> list[dict[str, str]]:
+    path = RESULTS / name
     if not path.exists():
-        return {}
+        return []
     with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {row["network"]: f"{100 * float(row['top1']):.1f} % ({row['data']}, {row['epochs']} epochs)" for row in rows}
+        return list(csv.DictReader(file))
+
+
+@cache
+def _measured() -> dict[tuple[str, ...], str]:
+    """Our own accuracies as committed, by name or by labels; none where the package is not run from its repository."""
+    sizes = [row for row in _results("sizes.csv") if row["input_size"] == row["trained_size"]]
+    units = _results("units_cifar10.csv")
+    found: list[tuple[tuple[str, ...], dict[str, str], str]]
+    found = [((row["network"],), row, row["input_size"]) for row in sizes]
+    found += [((row["architecture"], row["unit"]), row, "32") for row in units]
+    return {
+        key: f"{100 * float(row['top1']):.1f} % (CIFAR-10, {size} pixels, {row['epochs']} epochs)"
+        for key, row, size in found
+    }
 
 
 def _row(columns: Sequence[str], entry: Entry) -> dict[str, Any]:
@@ -82,7 +93,7 @@ def _row(columns: Sequence[str], entry: Entry) -> dict[str, Any]:
     if entry.source is not None:
         cost = counted(entry.source)
         row |= cost._asdict() | {"network": str(entry.source), "deviation": cost.macs / entry.macs - 1}
-        row["measured"] = _measured().get(entry.source.name)
+        row["measured"] = _measured().get((entry.source.name,)) or _measured().get(entry.labels)
     return row
 
 
