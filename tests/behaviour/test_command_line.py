@@ -85,6 +85,21 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.parametrize("model", ["mobilenet_dice_029", "resnet_sep_059", "shufflenetv2_sep_041"])
+def test_every_family_is_trained_and_used(model, digits, tmp_path):
+    run("train", "classify", "--data", digits, "--model", model, "--out", tmp_path / "train", *QUICK)
+    weights = tmp_path / "train/best.safetensors"
+    assert dicenet.load(weights).architecture == model
+    run("evaluate", "classify", "--weights", weights, "--data", digits, "--out", tmp_path / "evaluation")
+    results = json.loads((tmp_path / "evaluation/results.json").read_text())
+    assert results["pictures"] == 18
+    # the file gives what training measured: nothing of the network is lost on the way
+    assert results["top1"] == pytest.approx(max(float(row["val_top1"]) for row in rows(tmp_path / "train")), abs=1e-6)
+    run("predict", "classify", "--weights", weights, "--out", tmp_path / "answers", digits / "val/zero")
+    answers = json.loads((tmp_path / "answers/predictions.json").read_text())
+    assert {item["result"][0]["class"] for item in answers["items"]} <= {"zero", "one", "two"}
+
+
 # -- help and version
 
 
