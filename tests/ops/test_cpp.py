@@ -735,11 +735,11 @@ def test_training_follows_the_reference():
     exact = losses("reference", torch.float64)
     found = ((losses("auto") - exact) / exact).abs()
     assert exact[-1] < 0.6 * exact[0]
-    # the second loss is what the first gradients, of all parameters, make of the first: it drops by a quarter
-    assert exact[1] < 0.8 * exact[0]
+    # the second loss is what the first gradients, of all parameters, make of the first: it drops by a sixth
+    assert exact[1] < 0.9 * exact[0]
     assert found[:2].max() < 1e-5
-    # later a value may fall on the other side of a kink, on some processors from the third step on, and is then
-    # everything: the reference in float32 strays from itself in float64 by up to 2 % so
+    # later a value may fall on the other side of a kink, and is then everything: with other weights the reference in
+    # float32 strayed from itself in float64 by 2 %
     assert found.max() < 0.1
 
 
