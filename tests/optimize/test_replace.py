@@ -8,6 +8,7 @@ import timm
 import torch
 import torchvision
 from timm.layers import LayerNorm2d, MixedConv2d, SqueezeExcite
+from timm.layers.grn import GlobalResponseNorm
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -129,6 +130,20 @@ def test_multiply_adds_of_the_original(name):
             expected = (module.out_channels, module.in_channels // module.groups)
             assert tuple(module.weight.shape[:2]) == expected
     new.train()(torch.randn(2, 3, *SIZE)).square().mean().backward()
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [
+        ("fastvit_t8", 0.02),  # large kernels with two outputs for each channel
+        ("convnextv2_atto", 0.02),  # global response norm
+        ("mobilevit_xxs", 0.02),  # attention, whose products are work that no layer has
+    ],
+)
+def test_multiply_adds_of_networks_with_other_parts(name, tolerance):
+    _, report = replace_separable_convs(network(f"timm/{name}"), 128, width="match")
+    assert report.width != 1
+    assert report.macs[1] == pytest.approx(report.macs[0], rel=tolerance)
 
 
 @every
@@ -285,7 +300,8 @@ def test_a_network_without_separable_convolutions(width, caplog):
     net = network("timm/resnet18").eval()
     new, report = replace_separable_convs(net, 64, width)
     assert "ResNet has no separable convolution that can be replaced: nothing was changed" in str(report)
-    assert "nothing was changed" in caplog.text
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "dicenet"]
+    assert warning == report.summary
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(new(x), net(x), rtol=0, atol=0)
     assert report.macs[0] == report.macs[1]
@@ -325,6 +341,61 @@ def test_width_follows_what_belongs_together():
     assert new.fc.weight.shape == (5, 10)
     assert new(torch.randn(2, 3, 8, 8)).shape == (2, 5)
     assert net.stem.weight.shape == (16, 3, 3, 3)
+
+
+def test_width_keeps_layers_that_it_does_not_understand():
+    """A depth-wise convolution with two outputs for each channel keeps its groups."""
+    twice = depth(channels=16, out=32)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), depth(), point(), twice, nn.Conv2d(32, 24, 1), nn.Conv2d(24, 5, 1))
+    net = nn.Sequential(net, depth(channels=5), nn.Conv2d(5, 5, 1))
+    new, report = replace_separable_convs(net, 8, width=3)
+    assert [(r.in_channels, r.out_channels) for r in report.replaced] == [(32, 16), (15, 5)]
+    assert (new[0][3].in_channels, new[0][3].out_channels, new[0][3].groups) == (16, 32, 16)
+    assert new(torch.randn(1, 3, 8, 8)).shape == (1, 5, 8, 8)
+
+
+def test_norms_over_maps_and_means_over_channels_scale():
+    """Global response norm: x + weight * x * |x| / mean(|x|) + bias."""
+    gain = GlobalResponseNorm(16, channels_last=False)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), depth(), point(), gain, nn.Conv2d(16, 16, 1), nn.Conv2d(16, 5, 1))
+    new, _ = replace_separable_convs(net, 8, width=2)
+    assert new[3].weight.shape == new[3].bias.shape == (32,)
+    assert new[4].in_channels == 32
+    assert new(torch.randn(1, 3, 8, 8)).shape == (1, 5, 8, 8)
+
+
+def test_a_network_that_cannot_be_scaled():
+    """Its code counts on a number of channels that the graph does not show."""
+
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = chain(depth(), point())
+
+        def forward(self, x):
+            x = self.layers(x)
+            if x.shape[1] != 16:
+                raise ValueError("16 channels, please")
+            return x.mean(1)
+
+    assert replace_separable_convs(Counts(), 8)[1].width == 1
+    with pytest.raises(ConfigError, match="Counts does not run at width 2: 16 channels, please; leave out width"):
+        replace_separable_convs(Counts(), 8, width=2)
+
+
+def test_gates_of_a_smaller_map_are_no_stride():
+    """What is pooled and enlarged again, twice, with kernels that stay at the size of the map."""
+
+    class Gate(nn.Module):
+        def forward(self, x):
+            gate = nn.functional.avg_pool2d(x, 2)
+            return x * nn.functional.interpolate(gate, size=x.shape[-2:])
+
+    net = chain(*(Gate() for _ in range(6)), depth(), point())
+    _, report = replace_separable_convs(net, 9)
+    assert len(report.replaced) == 1
+    with pytest.raises(ConfigError, match="img_size 9x9 is below the network's stride of 16"):
+        replace_separable_convs(nn.Sequential(net, *(nn.MaxPool2d(2, ceil_mode=True) for _ in range(4))), 9)
 
 
 def test_width_keeps_the_scale_of_what_comes_out():

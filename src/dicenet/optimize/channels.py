@@ -27,7 +27,7 @@ _UNARY = {
 _BINARY = {
     getattr(getattr(aten, name), "Tensor")  # noqa: B009 (as names of overloads are written)
     for name in ("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_")
-}
+} | {aten.addcmul.default}
 
 
 class Group:
@@ -297,11 +297,20 @@ class Channels:
 
     def _mean(self, node: Any) -> None:
         source, dims, *keep = node.args
+        self._reduce(node, source, dims, bool(keep and keep[0]))
+
+    def _norm(self, node: Any) -> None:
+        source, _order, *rest = node.args
+        self._reduce(node, source, rest[0] if rest else None, bool(len(rest) > 1 and rest[1]))
+
+    def _reduce(self, node: Any, source: fx.Node, dims: list[int] | None, kept: bool) -> None:
         along, rank = self._along.get(source), len(_shape(source))
-        gone = {axis % rank for axis in dims}
-        if along is None or along.axis in gone:
-            return self._unknown(node)
-        kept = bool(keep and keep[0])
+        gone = {axis % rank for axis in dims or range(rank)}
+        if along is None:
+            self._unknown(node)
+            return
+        if along.axis in gone:  # one number of all channels, however many: it has none itself
+            return
         self._along[node] = Along(along.group, along.axis - (0 if kept else sum(axis < along.axis for axis in gone)))
 
     def _flatten(self, node: Any) -> None:
@@ -332,6 +341,7 @@ _RULES: dict[Any, Callable[[Channels, Any], None]] = {
     aten.layer_norm.default: Channels._layer_norm,
     aten.permute.default: Channels._permute,
     aten.mean.dim: Channels._mean,
+    aten.linalg_vector_norm.default: Channels._norm,
     aten.flatten.using_ints: Channels._flatten,
     aten.view.default: Channels._flatten,
     aten.reshape.default: Channels._flatten,
@@ -381,7 +391,7 @@ def _resized(old: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _say_sizes(module: nn.Module) -> None:
     """Bring the numbers that a layer tells of itself in step with its weights."""
     if isinstance(module, nn.Conv2d):
-        depth_wise = module.groups == module.in_channels > 1
+        depth_wise = module.groups == module.in_channels == module.out_channels > 1
         module.out_channels = module.weight.shape[0]
         module.groups = module.weight.shape[0] if depth_wise else module.groups
         module.in_channels = module.weight.shape[1] * module.groups

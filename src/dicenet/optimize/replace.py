@@ -85,17 +85,21 @@ class ConversionReport:
             for r in self.replaced
         ]
 
-    def __str__(self) -> str:
-        size = "x".join(map(str, self.img_size))
+    @property
+    def summary(self) -> str:
+        """The report's first line: the whole network."""
         if not self.replaced:
-            lines = [f"{self.network} has no separable convolution that can be replaced: nothing was changed"]
-        else:
-            lines = [
-                f"{self.network} at {size}: {len(self.replaced)} separable convolutions became DiCE units, width "
-                f"{self.width:g}; multiply-adds {self.macs[0] / 1e6:.2f} M before, {self.macs[1] / 1e6:.2f} M after "
-                f"({self.macs[1] / self.macs[0] - 1:+.1%}); parameters {self.parameters[0] / 1e6:.3f} M, "
-                f"{self.parameters[1] / 1e6:.3f} M"
-            ]
+            return f"{self.network} has no separable convolution that can be replaced: nothing was changed"
+        size = "x".join(map(str, self.img_size))
+        return (
+            f"{self.network} at {size}: {len(self.replaced)} separable convolutions became DiCE units, width "
+            f"{self.width:g}; multiply-adds {self.macs[0] / 1e6:.2f} M before, {self.macs[1] / 1e6:.2f} M after "
+            f"({self.macs[1] / self.macs[0] - 1:+.1%}); parameters {self.parameters[0] / 1e6:.3f} M, "
+            f"{self.parameters[1] / 1e6:.3f} M"
+        )
+
+    def __str__(self) -> str:
+        lines = [self.summary]
         for r in self.replaced:
             height, width = r.pair.feature_size
             stride = f", stride {r.pair.stride}" if r.pair.stride > 1 else ""
@@ -117,15 +121,26 @@ def unit_macs(in_channels: int, out_channels: int, kernel_size: int, feature_siz
     )
 
 
-def _matching_width(channels: Channels, target: int) -> float:
-    """The width whose multiply-adds come nearest to the target; of equals that nearest to 1."""
+def _matching_width(channels: Channels, target: int, pairs: int) -> float:
+    """The width whose multiply-adds come nearest to the target, of which the pairs' share is given.
+
+    Of equals that nearest to 1. Work that the account of the channels does not know (attention's products) stays.
+    """
+
+    def outside(sizes: Sizes) -> float:
+        return sum(work.macs(sizes) for work in channels.work)
+
+    unknown = target - pairs - outside(channels.sizes(1.0))
 
     def macs(width: float) -> float:
         sizes = channels.sizes(width)
-        outside = sum(work.macs(sizes) for work in channels.work)
-        return outside + sum(
-            unit_macs(sizes(given), sizes(result), pair.kernel_size, pair.feature_size)
-            for pair, (given, result) in channels.units.items()
+        return (
+            unknown
+            + outside(sizes)
+            + sum(
+                unit_macs(sizes(given), sizes(result), pair.kernel_size, pair.feature_size)
+                for pair, (given, result) in channels.units.items()
+            )
         )
 
     return min(_WIDTHS, key=lambda width: (abs(macs(width) - target), abs(width - 1)))
@@ -147,6 +162,18 @@ def _unit(pair: Pair, in_channels: int, out_channels: int, like: Tensor) -> nn.M
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     model.get_submodule(parent)._modules[name] = module
+
+
+def _replace(new: nn.Module, pair: Pair, channels: Channels, sizes: Sizes, macs: int) -> Replacement:
+    """Put a unit in a pair's place; the pair's multiply-adds are given, for the account."""
+    given, result = (sizes(group) for group in channels.units[pair])
+    gone = [new.get_submodule(path) for path in pair.modules]
+    unit = _unit(pair, given, result, like=next(gone[0].parameters()))
+    _put(new, pair.depth_wise, unit)
+    for path in (*pair.between, pair.point_wise):
+        _put(new, path, nn.Identity())
+    after = unit_macs(given, result, pair.kernel_size, pair.feature_size)
+    return Replacement(pair, given, result, (macs, after), (_parameters(gone), _parameters([unit])))
 
 
 def _last_map(model: nn.Module, traced: Traced) -> Tensor:
@@ -185,6 +212,17 @@ def _count(model: nn.Module, in_channels: int, size: Size) -> tuple[int, dict[st
     return counter.get_total_flops() // 2, counts
 
 
+def _count_changed(model: nn.Module, in_channels: int, size: Size, width: float) -> int:
+    """Multiply-adds of the changed network, which is also the trial whether it runs."""
+    try:
+        return _count(model, in_channels, size)[0]
+    except Exception as error:  # the network's own code, which may count on its channels and fail in any way
+        if width == 1:
+            raise
+        name, text = type(model).__name__, " ".join(str(error).split())[:200]
+        raise ConfigError(f"{name} does not run at width {width:g}: {text}; leave out width") from error
+
+
 def _size(img_size: Any) -> Size:
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
     if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
@@ -216,7 +254,8 @@ def replace_separable_convs(
         convolutions the copy is unchanged, which the report says, and a warning too.
 
     Raises:
-        ConfigError: not a network, a size below its stride, no channel that may change, or it cannot be traced.
+        ConfigError: not a network, a size below its stride, no channel that may change, or it cannot be traced or
+            does not run at the width.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"replace_separable_convs takes a network, not {type(model).__name__}")
@@ -232,36 +271,28 @@ def replace_separable_convs(
         raise ConfigError(
             f"no channels of {type(model).__name__} may change: all are split, joined or shuffled; leave out width"
         )
-    factor = 1.0 if not pairs else _matching_width(channels, before) if isinstance(width, str) else float(width)
+    inside = {pair: sum(counts.get(path, 0) for path in pair.modules) for pair in pairs}
+    factor = 1.0 if not pairs or isinstance(width, str) else float(width)
+    if pairs and isinstance(width, str):
+        factor = _matching_width(channels, before, sum(inside.values()))
     sizes = channels.sizes(factor)
     new = copy.deepcopy(model)
-    replaced = []
     if factor != 1:
         resize(new, channels, sizes)
-    for pair in pairs:
-        given, result = (sizes(group) for group in channels.units[pair])
-        gone = [model.get_submodule(path) for path in pair.modules]
-        like = next(gone[0].parameters())
-        unit = _unit(pair, given, result, like)
-        _put(new, pair.depth_wise, unit)
-        for path in (*pair.between, pair.point_wise):
-            _put(new, path, nn.Identity())
-        macs = sum(counts.get(path, 0) for path in pair.modules)
-        after = unit_macs(given, result, pair.kernel_size, pair.feature_size)
-        replaced.append(Replacement(pair, given, result, (macs, after), (_parameters(gone), _parameters([unit]))))
+    replaced = tuple(_replace(new, pair, channels, sizes, inside[pair]) for pair in pairs)
+    new.train(model.training)
+    after = _count_changed(new, in_channels, size, factor)
     if factor != 1:
         _tell(new, traced, channels, sizes)
-    new.train(model.training)
-    macs_after, _ = _count(new, in_channels, size)
     report = ConversionReport(
         type(model).__name__,
         size,
         factor,
-        tuple(replaced),
+        replaced,
         tuple(left),
-        (before, macs_after),
+        (before, after),
         (_parameters([model]), _parameters([new])),
     )
     if not replaced:
-        _logger.warning("%s", report)
+        _logger.warning("%s", report.summary)
     return new, report

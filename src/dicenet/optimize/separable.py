@@ -111,16 +111,17 @@ class Traced:
         self._parts = {path for path in self._nodes if path and self._is_part(path)}
 
     def _check_stride(self, size: Size) -> None:
-        strides: dict[fx.Node, int] = {}
+        strides: dict[fx.Node, float] = {}
         for node in self.graph.nodes:
-            stride = max((strides[source] for source in node.all_input_nodes), default=1)
+            # What is enlarged again, as in gates that look at half the map, is no stride of the network.
+            stride = max((strides[source] * _shrinkage(source, node) for source in node.all_input_nodes), default=1.0)
             if node.target in _STRIDES:
                 position = _STRIDES[node.target]
                 given = node.args[position] if len(node.args) > position else None
                 given = given or (node.args[1] if node.target is not _CONV else None)
                 stride *= max(given) if isinstance(given, (list, tuple)) else 1
             strides[node] = stride
-        largest = max(strides.values())
+        largest = round(max(strides.values()))
         if min(size) < largest:
             raise ConfigError(f"img_size {size[0]}x{size[1]} is below the network's stride of {largest}")
 
@@ -173,6 +174,14 @@ def _inputs(nodes: Iterable[fx.Node]) -> list[fx.Node]:
 def _value(node: fx.Node) -> Tensor | None:
     value = node.meta.get("val")
     return value if isinstance(value, Tensor) else None
+
+
+def _shrinkage(source: fx.Node, node: fx.Node) -> float:
+    """How much smaller a map is than what is made of it; 1 where it is not enlarged."""
+    small, large = _value(source), _value(node)
+    if small is None or large is None or small.dim() != 4 or large.dim() != 4:
+        return 1.0
+    return min(1.0, small.shape[2] / large.shape[2])
 
 
 def _is_activation(module: nn.Module) -> bool:
