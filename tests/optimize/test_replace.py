@@ -456,6 +456,8 @@ def test_report_rows():
         (("timm/mobilenetv2_100", 31), "img_size 31x31 is below the network's stride of 32"),
         (("torchvision/shufflenet_v2_x1_0", (64, 20)), "img_size 64x20 is below the network's stride of 32"),
         (("timm/mobilenetv2_100", 64, 0), "width must be a factor above 0, or 'match', got 0"),
+        (("timm/mobilenetv2_100", 64, float("inf")), "width must be a factor above 0, or 'match', got inf"),
+        (("timm/mobilenet_sep_041", 64), "MobileNet is a network of dicenet: it has DiCE units, or takes unit='dice'"),
         (("timm/mobilenetv2_100", 64, "wide"), "width must be a factor above 0, or 'match', got 'wide'"),
     ],
 )

@@ -4,7 +4,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, inf
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dicenet.errors import ConfigError
 from dicenet.layers import DiCEUnit
 from dicenet.layers.units import unit_layers
-from dicenet.models.network import initialise
+from dicenet.models.network import Network, initialise
 from dicenet.optimize.channels import Channels, Sizes, resize
 from dicenet.optimize.separable import Left, Pair, Size, Traced, find_pairs
 
@@ -259,7 +259,9 @@ def replace_separable_convs(
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"replace_separable_convs takes a network, not {type(model).__name__}")
-    if not (width == "match" or (isinstance(width, int | float) and not isinstance(width, bool) and width > 0)):
+    if isinstance(model, Network):
+        raise ConfigError(f"{type(model).__name__} is a network of dicenet: it has DiCE units, or takes unit='dice'")
+    if not (width == "match" or (isinstance(width, int | float) and not isinstance(width, bool) and 0 < width < inf)):
         raise ConfigError(f"width must be a factor above 0, or 'match', got {width!r}")
     size = _size(img_size)
     traced = Traced(model, size)
