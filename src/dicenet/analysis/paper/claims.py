@@ -1,6 +1,7 @@
 """Claims of the paper that can be recomputed: what it says, what is counted here, and a verdict."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import timm
@@ -8,13 +9,17 @@ import torchvision
 from torch import nn
 
 from dicenet.analysis.count import count
-from dicenet.analysis.paper.entries import TABLES, Entry, Source
+from dicenet.analysis.paper.entries import TABLES, TOLERANCE, Entry, Source
 from dicenet.analysis.paper.shares import shares
 from dicenet.analysis.paper.tables import counted
 from dicenet.layers import DiCEUnit, DimConv
+from dicenet.models.figure4 import STEM_CHANNELS
+from dicenet.models.resnet import HEAD_CHANNELS
 from dicenet.optimize.replace import unit_macs
 
 _SIZE = (3, 224, 224)
+#: Networks of Tables 2 and 3.
+_ABLATED = ("ResNet", "ShuffleNetV2")
 
 
 class Claim(NamedTuple):
@@ -44,12 +49,28 @@ def _percent(*values: float) -> str:
     return ", ".join(f"{value:.1%}" for value in values)
 
 
+def _verdict(holds: bool, otherwise: str = "does not hold") -> str:
+    return "holds" if holds else otherwise
+
+
+def _between(values: Sequence[float], least: float, most: float) -> str:
+    """Whether whole per cents are in a range; else, what they are."""
+    whole = [round(value, 2) for value in values]
+    return _verdict(least <= min(whole) and max(whole) <= most, f"{min(whole):.0%} to {max(whole):.0%}")
+
+
+def _in_table_3(before: tuple[str, str], after: tuple[str, str]) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """Labels of rows that are compared: (row, network) before and after, for both networks."""
+    return [((one, net), (other, net)) for one, other in zip(before, after, strict=True) for net in _ABLATED]
+
+
 def _point_wise() -> tuple[str, str]:
     found = []
     for name in ("mobilenet_v2", "shufflenet_v2_x1_5"):
         parts = shares(torchvision.models.get_model(name), _SIZE)
         found.append(parts["point-wise"] / sum(parts.values()))
-    return f"MobileNetV2 {found[0]:.1%}, ShuffleNetV2 1.5x {found[1]:.1%}", "holds"
+    holds = all(abs(share - 0.9) < 0.05 for share in found)
+    return f"MobileNetV2 {found[0]:.1%}, ShuffleNetV2 1.5x {found[1]:.1%}", _verdict(holds)
 
 
 def _widest_depth_wise(model: nn.Module) -> int:
@@ -64,11 +85,7 @@ def _widest_separable() -> tuple[str, str]:
 
 def _widest_dim_conv() -> tuple[str, str]:
     found = max(m.channels for m in timm.create_model("dicenet_240").modules() if isinstance(m, DimConv))
-    return f"{found} (half of 1112)", f"off: {found}, not 576"
-
-
-def _verdict(holds: bool, otherwise: str = "does not hold") -> str:
-    return "holds" if holds else otherwise
+    return f"{found} (half of {2 * found})", _verdict(found == 576, f"off: {found}, not 576")
 
 
 def _fusion_formula() -> tuple[str, str]:
@@ -79,86 +96,73 @@ def _fusion_formula() -> tuple[str, str]:
         channels, (height, width) = unit.dim_conv.channels, unit.dim_conv.feature_size
         printed += height * width * channels * (12 + channels)
         built += unit_macs(channels, channels, 3, (height, width)) - 27 * height * width * channels
-    total = count(net, _SIZE).macs + printed - built
+    macs = count(net, _SIZE).macs
+    total = macs + printed - built
     return (
-        f"with the printed formula dicenet_240 would cost {total / 1e6:.0f} M instead of 298 M; the excitation runs "
-        "once for each picture, not at every position",
-        "the formula is not that of the networks",
+        f"with the printed formula dicenet_240 would cost {total / 1e6:.0f} M instead of {macs / 1e6:.0f} M; the "
+        "excitation runs once for each picture, not at every position",
+        _verdict(abs(total / macs - 1) < TOLERANCE, "the formula is not that of the networks"),
     )
 
 
 def _fusion_saving() -> tuple[str, str]:
-    ratios = []
-    for channels, side in ((139, 28), (278, 14), (556, 7)):
-        fusion = unit_macs(channels, channels, 3, (side, side)) - 27 * channels * side * side
-        ratios.append(3 * channels**2 * side**2 / fusion)
-    return f"{ratios[0]:.0f}, {ratios[1]:.0f}, {ratios[2]:.0f} times in the three stages of dicenet_240", "understated"
+    units = [m for m in timm.create_model("dicenet_240").modules() if isinstance(m, DiCEUnit)]
+    ratios = {}
+    for channels, size in {(unit.dim_conv.channels, unit.dim_conv.feature_size) for unit in units}:
+        positions = prod(size)
+        fusion = unit_macs(channels, channels, 3, size) - 27 * channels * positions
+        ratios[channels] = 3 * channels**2 * positions / fusion
+    found = {channels: round(ratio) for channels, ratio in sorted(ratios.items())}
+    times, widths = (", ".join(map(str, numbers)) for numbers in (found.values(), found))
+    text = f"{times} times in the units of dicenet_240, of {widths} channels"
+    return text, _verdict(set(found.values()) == {3}, "understated")
 
 
 def _fewer_in_table_2() -> tuple[str, str]:
-    pairs = [
-        _change(2, (net, "DWise + point-wise"), (net, "DimConv + DimFuse (DiCE)")) for net in ("ResNet", "ShuffleNetV2")
-    ]
-    return f"{_percent(*pairs)} from the paper's own figures", "14 to 16 %"
+    pairs = [_change(2, (net, "DWise + point-wise"), (net, "DimConv + DimFuse (DiCE)")) for net in _ABLATED]
+    return f"{_percent(*pairs)} from the paper's own figures", _between(pairs, 0.15, 0.20)
 
 
 def _dim_conv_alone() -> tuple[str, str]:
     saved = [
-        _paper(2, net, "DWise + point-wise").macs - _paper(2, net, "DimConv + point-wise").macs
-        for net in ("ResNet", "ShuffleNetV2")
+        _paper(2, net, "DWise + point-wise").macs - _paper(2, net, "DimConv + point-wise").macs for net in _ABLATED
     ]
     return ", ".join(f"{value:g} M" for value in saved) + " from the paper's own figures", _verdict(saved == [10, 11])
 
 
 def _first_layers() -> tuple[str, str]:
-    saved = [
-        _change(3, (before, net), (after, net))
-        for before, after in (("R1", "R2"), ("R4", "R5"))
-        for net in ("ResNet", "ShuffleNetV2")
-    ]
-    ours = [
-        1 - counted(_source(3, after, net)).macs / counted(_source(3, before, net)).macs
-        for before, after in (("R1", "R2"), ("R4", "R5"))
-        for net in ("ResNet", "ShuffleNetV2")
-    ]
-    return f"{_percent(*saved)} from its own figures; {_percent(*ours)} counted", "41 to 44 %"
+    rows = _in_table_3(("R1", "R4"), ("R2", "R5"))
+    saved = [_change(3, *pair) for pair in rows]
+    ours = [1 - counted(_source(3, *after)).macs / counted(_source(3, *before)).macs for before, after in rows]
+    return f"{_percent(*saved)} from its own figures; {_percent(*ours)} counted", _between(saved, 0.45, 0.45)
 
 
 def _four_times() -> tuple[str, str]:
-    fixed = 9.4  # stem and last layer of these networks, M
-    ratios = [
-        (_paper(3, after, net).macs - fixed) / (_paper(3, before, net).macs - fixed)
-        for before, after in (("R2", "R3"), ("R5", "R6"))
-        for net in ("ResNet", "ShuffleNetV2")
-    ]
+    """Stem and last layer keep their cost; all else grows as the channels do, or as their square."""
+    fixed = (27 * STEM_CHANNELS * 112**2 + HEAD_CHANNELS * 1000) / 1e6
+    rows = _in_table_3(("R2", "R5"), ("R3", "R6"))
+    growth = [(_paper(3, *after).macs - fixed) / (_paper(3, *before).macs - fixed) for before, after in rows]
     channels = [
-        _source(3, after, net).arguments["channels"] / _source(3, before, net).arguments["channels"]
-        for before, after in (("R2", "R3"), ("R5", "R6"))
-        for net in ("ResNet", "ShuffleNetV2")
+        _source(3, *after).arguments["channels"] / _source(3, *before).arguments["channels"] for before, after in rows
     ]
-    text = ", ".join(f"{ratio:.2f}" for ratio in ratios)
     return (
-        f"all but stem and last layer grow {text} times by its own figures, and at least as fast as the channels; "
-        f"with {', '.join(f'{c:.2f}' for c in channels)} times the channels the rows fit",
-        "2x, not 4x",
+        f"all but stem and last layer grow {_times(growth)} by its own figures, and at least as fast as the channels; "
+        f"with {_times(channels)} the channels the rows fit",
+        _verdict(max(growth) >= 4, f"{max(growth):.0f}x, not 4x"),
     )
 
 
+def _times(ratios: Sequence[float]) -> str:
+    return ", ".join(f"{ratio:.2f}" for ratio in ratios) + " times"
+
+
 def _maps() -> tuple[str, str]:
-    ratios = [
-        counted(_source(3, after, net)).all_maps / counted(_source(3, before, net)).all_maps
-        for before, after in (("R1", "R3"), ("R4", "R6"))
-        for net in ("ResNet", "ShuffleNetV2")
-    ]
-    peaks = [
-        counted(_source(3, after, net)).peak_maps / counted(_source(3, before, net)).peak_maps
-        for before, after in (("R1", "R3"), ("R4", "R6"))
-        for net in ("ResNet", "ShuffleNetV2")
-    ]
+    rows = [[counted(_source(3, *labels)) for labels in pair] for pair in _in_table_3(("R1", "R4"), ("R3", "R6"))]
+    everything = [after.all_maps / before.all_maps for before, after in rows]
+    peaks = [after.peak_maps / before.peak_maps for before, after in rows]
     return (
-        f"all maps: {', '.join(f'{r:.2f}' for r in ratios)} times those of R1 and R4; at once: "
-        f"{', '.join(f'{p:.2f}' for p in peaks)} times",
-        "more memory for the same multiply-adds",
+        f"all maps: {_times(everything)} those of R1 and R4; at once: {_times(peaks)}",
+        _verdict(min(*everything, *peaks) > 1),
     )
 
 
@@ -185,19 +189,29 @@ def _at_300() -> tuple[str, str]:
 
 
 def _same_networks() -> tuple[str, str]:
-    return (
-        "ShuffleNetV2 1.0x is 146 M in Table 1 and 142 M in Table 4; 1.5x 292 M and 300 M; DiCENet 298 M and 297 M",
-        "one network, two figures",
-    )
+    """The paper's figures for one network in several tables."""
+    figures = {
+        "ShuffleNetV2 1.0x": [_paper(1, "ShuffleNetV2", "separable", "medium"), _built_from(4, "shufflenet_v2_x1_0")],
+        "ShuffleNetV2 1.5x": [_built_from(4, "shufflenet_v2_x1_5"), _built_from(5, "shufflenet_v2_x1_5")],
+        "DiCENet": [_built_from(4, "dicenet_240"), _built_from(5, "dicenet_240")],
+    }
+    found = {name: [f"{entry.macs:g} M" for entry in entries] for name, entries in figures.items()}
+    text = "; ".join(f"{name} {' and '.join(macs)}" for name, macs in found.items())
+    return text, _verdict(all(len(set(macs)) == 1 for macs in found.values()), "one network, two figures")
+
+
+def _built_from(table: int, name: str) -> Entry:
+    return next(e for e in TABLES[table].entries if e.source is not None and e.source.name == name)
 
 
 def _needs_fewer_channels() -> tuple[str, str]:
     units = ("DWise + point-wise", "DimConv + DimFuse (DiCE)")
-    widths = {
-        net: [_source(2, net, unit).arguments["channels"] for unit in units] for net in ("ResNet", "ShuffleNetV2")
-    }
+    widths = {net: [_source(2, net, unit).arguments["channels"] for unit in units] for net in _ABLATED}
     text = ", ".join(f"{net} {before} and {after}" for net, (before, after) in widths.items())
-    return f"first-stage channels with separable units and with DiCE units: {text}", "not in any structure counted here"
+    return (
+        f"first-stage channels with separable units and with DiCE units: {text}",
+        _verdict(all(after < before for before, after in widths.values()), "not in any structure counted here"),
+    )
 
 
 CLAIMS = (
@@ -214,7 +228,7 @@ CLAIMS = (
     Claim("Table 3", "R3 and R6 need more memory", _maps),
     Claim("Table 4", "6.1, 3.2, 1.1 points over MNASNet, FBNet, MobileNetV3 at 70 M", _at_70),
     Claim("Table 4", "1.7 points over MNASNet, 4 over MobileNetV2 at 300 M", _at_300),
-    Claim("Tables 1, 4, 5", "multiply-adds of the same networks", _same_networks),
+    Claim("Tables 1, 4, 5", "the same networks cost the same in all tables", _same_networks),
 )
 
 
