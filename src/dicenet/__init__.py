@@ -13,6 +13,7 @@ from dicenet.errors import ConfigError, DataError, DicenetError, TrainingError, 
 from dicenet.layers import DiCEUnit, DimConv, DimFuse
 from dicenet.models.dicenet import DiCENet
 from dicenet.models.loading import load, load_edgenets, load_pytorchcv, save
+from dicenet.models.segmentation import SegmentationNetwork, create_segmentation_model
 from dicenet.optimize import (
     ConversionReport,
     OptimizedNetwork,
@@ -33,10 +34,12 @@ __all__ = [
     "DimConv",
     "DimFuse",
     "OptimizedNetwork",
+    "SegmentationNetwork",
     "TrainingError",
     "WeightsError",
     "__version__",
     "accelerate",
+    "create_segmentation_model",
     "layers",
     "load",
     "load_edgenets",

@@ -164,14 +164,24 @@ def test_convert(shared, tmp_path, capsys, fails):
     }
     torch.save(state, tmp_path / "old.pth")
     run("convert", tmp_path / "old.pth", "--out", tmp_path / "new.safetensors")
-    assert "dicenet_020, 10 classes, trained size 224x224" in capsys.readouterr().out
+    assert "dicenet_020, 10 classes, input size 224x224" in capsys.readouterr().out
     old, new = dicenet.load_edgenets(state).eval(), dicenet.load(tmp_path / "new.safetensors").eval()
     x = torch.randn(1, 3, 224, 224)
     torch.testing.assert_close(new(x), old(x), rtol=0, atol=0)
     fails("convert", tmp_path / "old.pth", "--out", tmp_path / "new.safetensors", message="exists")
     fails("convert", tmp_path / "old.pth", "--out", tmp_path / "new.onnx", message="must end with .safetensors")
-    segmentation = shared("weights/dicenet_s_0.2_pascal_384x384.pth")
-    fails("convert", segmentation, "--out", tmp_path / "b.safetensors", message="backbone without its last level")
+
+
+def test_convert_a_segmentation_network(shared, tmp_path, capsys, fails):
+    official = shared("weights/dicenet_s_0.2_pascal_384x384.pth")
+    run("convert", official, "--out", tmp_path / "new.safetensors")
+    assert "dicenet_020, 21 classes, input size 384x384" in capsys.readouterr().out
+    old, new = dicenet.load_edgenets(official).eval(), dicenet.load(tmp_path / "new.safetensors").eval()
+    x = torch.randn(1, 3, 65, 97)
+    torch.testing.assert_close(new(x), old(x), rtol=0, atol=0)
+    assert new.pretrained_cfg["label_names"][15] == "person"
+    (tmp_path / "unnamed.pth").symlink_to(official)
+    fails("convert", tmp_path / "unnamed.pth", "--out", tmp_path / "b.safetensors", message="which size of pictures")
 
 
 # -- training
@@ -604,7 +614,7 @@ def optimized(monkeypatch):
         names.append(net.width.name)
         return dicenet.optimize_for_inference(net)
 
-    monkeypatch.setattr("dicenet.tasks.classify.trained.optimize_for_inference", counted)
+    monkeypatch.setattr("dicenet.tasks.devices.optimize_for_inference", counted)
     return names
 
 

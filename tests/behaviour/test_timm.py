@@ -59,7 +59,7 @@ def test_unknown_width():
     with pytest.raises(RuntimeError, match="Unknown model"):
         timm.create_model("dicenet_110")
     with pytest.raises(ValueError, match="nearest are dicenet_100 and dicenet_125"):
-        dicenet.models.loading.check_model_name("dicenet_110")
+        dicenet.models.registry.check_model_name("dicenet_110")
 
 
 def test_plain_loop_learns():

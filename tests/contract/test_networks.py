@@ -21,6 +21,7 @@ QUICK = {
     "mobilenet_dice_029",
     "mobilenet_figure4_sep_041",
     "mobilenet_figure4_dice_029",
+    "espnetv2_050",
     "resnet_sep_059",
     "resnet_dice_052",
     "shufflenetv2_sep_041",
@@ -100,7 +101,9 @@ def test_names_of_the_configuration_are_real(name):
     net = timm.create_model(name)
     cfg = net.default_cfg
     assert net.get_submodule(cfg["classifier"]) is net.get_classifier()
-    assert net.get_submodule(cfg["first_conv"]).in_channels == 3
+    names = cfg["first_conv"]
+    for convolution in (names,) if isinstance(names, str) else names:
+        assert net.get_submodule(convolution).in_channels == 3
     assert cfg["input_size"] == (3, *net.trained_size)
     assert cfg["num_classes"] == 1000
     last = net.eval().forward_features(picture(*cfg["input_size"][1:], count=1))

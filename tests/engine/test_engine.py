@@ -33,7 +33,7 @@ def test_scheduler_multiplies_the_peak():
         optimizer.step()
         plan.step()
     assert rates == pytest.approx([0.4 / 3, 0.8 / 3, 0.4, 0.3, 0.2, 0.1])
-    with pytest.raises(dicenet.ConfigError, match="choose one of linear, cosine, constant"):
+    with pytest.raises(dicenet.ConfigError, match="choose one of linear, cosine, poly, hybrid, constant"):
         scheduler(optimizer, "step", 6, 2)
 
 

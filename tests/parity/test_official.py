@@ -119,32 +119,3 @@ def test_swapped_height_and_width_kernels_are_noticed(shared):
     with torch.no_grad():
         output = module.eval()(tensors["input"])
     assert (output - tensors["output"]).abs().max() > 1
-
-
-@pytest.mark.parametrize(
-    ("name", "classes"),
-    [
-        ("0.2_pascal_384x384", 21),
-        ("0.5_city_512x256", 20),
-        ("1.0_pascal_384x384", 21),
-        ("1.75_pascal_384x384", 21),
-    ],
-)
-def test_backbone_of_segmentation_checkpoint(shared, name, classes):
-    """The official segmentation networks hold kernels for 28 and 14 maps, whatever the crop size."""
-    path = shared("weights") / f"dicenet_s_{name}.pth"
-    features = dicenet.load_edgenets(path, features_only=True).eval()
-    stored = torch.load(path, weights_only=True, map_location="cpu")
-    assert features.model.trained_size == (224, 224)
-    state = features.model.state_dict()
-    torch.testing.assert_close(state["stem.conv.weight"], stored["base_net.level1.cbr.0.weight"])
-    torch.testing.assert_close(
-        state["stages.1.7.transform.1.dim_conv.weight_width"],
-        stored["base_net.level4.7.layer_right.1.conv_width.weight"],
-    )
-    maps = features(torch.zeros(1, 3, 64, 96))
-    assert [tuple(m.shape[2:]) for m in maps] == [(32, 48), (16, 24), (8, 12), (4, 6)]
-    with pytest.raises(dicenet.WeightsError, match="features_only=True"):
-        dicenet.load_edgenets(path)
-    fine_tuned = dicenet.load_edgenets(path, num_classes=5)
-    assert fine_tuned(torch.zeros(2, 3, 64, 64)).shape == (2, 5)

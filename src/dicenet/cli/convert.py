@@ -20,8 +20,9 @@ def convert(source: str, out: str) -> None:
         out: the .safetensors file to write, which must not exist.
     """
     net = loading.convert(source, out)
-    height, width = net.trained_size
-    print(f"{net.architecture}, {net.num_classes} classes, trained size {height}x{width}: {out}")
+    assert net.input_size is not None  # else it could not have been saved
+    height, width = net.input_size
+    print(f"{net.architecture}, {net.num_classes} classes, input size {height}x{width}: {out}")
 
 
 COMMAND = Command(convert, _SOURCE)

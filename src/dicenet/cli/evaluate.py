@@ -1,6 +1,6 @@
 """``dicenet evaluate TASK``."""
 
 from dicenet.cli.run import Command
-from dicenet.tasks import classify
+from dicenet.tasks import classify, segment
 
-COMMANDS = {"classify": Command(classify.evaluate)}
+COMMANDS = {"classify": Command(classify.evaluate), "segment": Command(segment.evaluate)}

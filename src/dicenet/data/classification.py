@@ -71,11 +71,12 @@ def _part_folder(path: Path, part: str) -> Path | None:
 def _shard_class_names(path: Path) -> list[str]:
     for folder in (path, path.parent):
         if (folder / "classes.txt").exists():
-            return _read_names(folder / "classes.txt")
+            return read_names(folder / "classes.txt")
     raise DataError(f"{path} holds shards but no classes.txt: write one with the name of class n in line n")
 
 
-def _read_names(path: Path) -> list[str]:
+def read_names(path: Path) -> list[str]:
+    """Names of classes, one in each line. Raises DataError if one is there twice, or it is no text."""
     try:
         names = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except UnicodeDecodeError as error:

@@ -15,6 +15,7 @@ from dicenet.errors import ConfigError
 
 Transform = Callable[[Image.Image], Tensor]
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+_CROP_MODES = ("center", "squash")
 AUGMENTATIONS = ("resized-crop", "shift", "none")
 #: Longer pictures are cut around their centre first: a 300x1 row would otherwise grow to 76,800x256.
 _MAX_ASPECT = 16
@@ -30,7 +31,7 @@ class Preprocessing:
         mean, std: per channel, of values from 0 to 1.
         interpolation: timm's word: bilinear, bicubic or nearest.
         crop_pct: part of the resized picture that the central crop shows, per side.
-        crop_mode: only ``center``, as in timm.
+        crop_mode: timm's word: ``center``, or ``squash`` to show all of the picture without keeping its aspect.
     """
 
     input_size: tuple[int, int] = (224, 224)
@@ -44,11 +45,11 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.in_chans not in (1, 3):
             raise ConfigError(f"in_chans must be 1 (grey) or 3 (RGB) to read pictures, got {self.in_chans}")
-        known = self.interpolation in _INTERPOLATIONS and self.crop_mode == "center"
+        known = self.interpolation in _INTERPOLATIONS and self.crop_mode in _CROP_MODES
         if not known or not isinstance(self.crop_pct, float | int) or not 0 < self.crop_pct <= 1:
             raise ConfigError(
-                f"preprocessing needs interpolation {' or '.join(_INTERPOLATIONS)}, crop_mode center and crop_pct "
-                f"above 0 and up to 1, got {self.interpolation}, {self.crop_mode}, {self.crop_pct}"
+                f"preprocessing needs interpolation {' or '.join(_INTERPOLATIONS)}, crop_mode center or squash and "
+                f"crop_pct above 0 and up to 1, got {self.interpolation}, {self.crop_mode}, {self.crop_pct}"
             )
         for name in ("mean", "std"):
             values = getattr(self, name)
@@ -72,7 +73,8 @@ class Preprocessing:
         return cfg | {"input_size": (cfg.pop("in_chans"), *self.input_size)}
 
 
-def _to_tensor(preprocessing: Preprocessing) -> list[Any]:
+def to_tensor(preprocessing: Preprocessing) -> list[Any]:
+    """The last steps of all transforms: a picture of the input size to a normalised (in_chans, height, width)."""
     grey = [v2.Grayscale()] if preprocessing.in_chans == 1 else []
     return [
         *grey,
@@ -85,9 +87,13 @@ def _to_tensor(preprocessing: Preprocessing) -> list[Any]:
 def resized_and_cropped(picture: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     """The centre of a picture at the input size: resized until the input covers ``crop_pct`` of it, then cropped.
 
-    For a square input this is the usual resize of the shorter side to ``int(size / crop_pct)``.
+    ``squash`` resizes it to the input size and nothing else. For a square input the other mode is the usual resize of
+    the shorter side to ``int(size / crop_pct)``.
     """
     height, width = preprocessing.input_size
+    mode = InterpolationMode(preprocessing.interpolation)
+    if preprocessing.crop_mode == "squash":
+        return v2.functional.resize(picture, [height, width], mode, antialias=True)
     picture = _limit_aspect(picture)
     scaled_height, scaled_width = (math.floor(side / preprocessing.crop_pct) for side in (height, width))
     scale = max(scaled_height / picture.height, scaled_width / picture.width)
@@ -97,7 +103,6 @@ def resized_and_cropped(picture: Image.Image, preprocessing: Preprocessing) -> I
         max(scaled_width, int(scale * picture.width + 1e-6)),
     )
     if size != (picture.height, picture.width):
-        mode = InterpolationMode(preprocessing.interpolation)
         picture = v2.functional.resize(picture, list(size), mode, antialias=True)
     return v2.functional.center_crop(picture, [height, width])
 
@@ -113,7 +118,7 @@ def _limit_aspect(picture: Image.Image) -> Image.Image:
 
 def evaluation_transform(preprocessing: Preprocessing) -> Transform:
     """PIL RGB picture to (in_chans, height, width), without chance."""
-    return v2.Compose([lambda picture: resized_and_cropped(picture, preprocessing), *_to_tensor(preprocessing)])
+    return v2.Compose([lambda picture: resized_and_cropped(picture, preprocessing), *to_tensor(preprocessing)])
 
 
 @dataclass(frozen=True)
@@ -154,4 +159,4 @@ def training_transform(preprocessing: Preprocessing, augmentation: Augmentation)
             steps.append(v2.RandomCrop([height, width], padding=padding, padding_mode="reflect"))
     if augmentation.hflip:
         steps.append(v2.RandomHorizontalFlip(augmentation.hflip))
-    return v2.Compose([*steps, *_to_tensor(preprocessing)])
+    return v2.Compose([*steps, *to_tensor(preprocessing)])

@@ -5,8 +5,7 @@ its input's channels, so a level reaches its width in its first block, and no no
 the two convolutions of the classifier.
 """
 
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from timm.models import generate_default_cfgs
@@ -17,13 +16,9 @@ from dicenet.models.network import (
     Head,
     ImgSize,
     Network,
-    configuration,
-    create,
-    given_configuration,
-    names_weights,
+    official_configurations,
     register,
 )
-from dicenet.weights import catalogue
 
 __all__ = ["NETWORKS", "WIDTHS", "DiCENet", "Width"]
 
@@ -113,37 +108,5 @@ class DiCENet(Network):
         self.width = row
 
 
-def _cfg(row: catalogue.Entry | None = None) -> dict[str, Any]:
-    """timm's pretrained configuration of a width, with official weights if there are any."""
-    if row is None:
-        return configuration()
-    return configuration(url=row.url, license=row.licence, origin_url=catalogue.ORIGIN, description=row.metric)
-
-
-def _default_cfgs() -> dict[str, dict[str, Any]]:
-    cfgs = {}
-    for width in NETWORKS:
-        row = catalogue.find(f"{width.name}.{catalogue.IN1K_TAG}")
-        cfgs[f"{width.name}.{catalogue.IN1K_TAG}" if row else width.name] = _cfg(row)
-    return cfgs
-
-
-default_cfgs = generate_default_cfgs(_default_cfgs())
-
-
-def _create_dicenet(family: type[Network], row: Width, pretrained: bool = False, **kwargs: Any) -> Any:
-    """As timm creates its own, with the verified official file where weights are asked for and none are given.
-
-    timm cannot check a git blob SHA-1, the only hash published for the official files: we fetch and verify, then hand
-    timm the file.
-    """
-    if pretrained and not names_weights(kwargs):
-        cfg = kwargs.get("pretrained_cfg")
-        tag = cfg if isinstance(cfg, str) else given_configuration(kwargs).get("tag") or catalogue.IN1K_TAG
-        folder = Path(kwargs["cache_dir"]) if kwargs.get("cache_dir") else None
-        file = str(catalogue.fetch(f"{row.name}.{tag}", folder=folder))
-        kwargs["pretrained_cfg_overlay"] = {**(kwargs.get("pretrained_cfg_overlay") or {}), "file": file}
-    return create(family, row, pretrained, **kwargs)
-
-
-register(DiCENet, NETWORKS, globals(), _create_dicenet)
+default_cfgs = generate_default_cfgs(official_configurations(NETWORKS))
+register(DiCENet, NETWORKS, globals())

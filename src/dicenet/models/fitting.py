@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dicenet.errors import WeightsError
 from dicenet.weights.files import Checkpoint, read_checkpoint, unwrap
-from dicenet.weights.formats import OWN, Recognised, recognise
+from dicenet.weights.formats import OWN, Recognised, in_parts, recognise
 
 if TYPE_CHECKING:
     from dicenet.models.network import Network
@@ -65,10 +65,10 @@ def recognise_checkpoint(checkpoint: Checkpoint, model: "Network | None" = None)
     """A checkpoint under our names. One that describes itself, or has the names of ``model``, is ours.
 
     Raises:
-        WeightsError: neither, and it holds no DiCE unit of anybody.
+        WeightsError: neither, and it holds no unit of anybody that is known.
     """
     if checkpoint.metadata or (model is not None and model.state_dict().keys() >= checkpoint.state.keys()):
-        return Recognised(OWN.name, dict(checkpoint.state), ())
+        return in_parts(OWN.name, checkpoint.state)
     return recognise(checkpoint.state, checkpoint.name)
 
 
@@ -92,7 +92,9 @@ def _check_fit(model: "Network", state: Mapping[str, Tensor], checkpoint: Checkp
             f"{name} was made with the {stem} stem, this network has the {model.stem_type} one: pass stem={stem!r}"
         )
     for key, value in state.items():
-        if key not in own or own[key].shape == value.shape or key.startswith(("classifier.", "stem.conv.")):
+        if key not in own or own[key].shape == value.shape or key.startswith("classifier."):
+            continue
+        if key in model.picture_convolutions():
             continue
         if key.endswith(("weight_height", "weight_width")):
             size = metadata.get("model_args", {}).get("img_size") or trained_size_of(state, model.stem_type)
@@ -128,18 +130,23 @@ def trained_size_of(state: Mapping[str, Tensor], stem: str) -> tuple[int, int] |
     return stride * len(state[f"{unit}.weight_height"]), stride * len(state[f"{unit}.weight_width"])
 
 
-def load_weights(model: "Network", source: Source) -> LoadReport:
+def load_weights(model: "Network", source: Source, recognised: Recognised | None = None) -> LoadReport:
     """Load a checkpoint of ours, of EdgeNets or of pytorchcv into a network, adapting what can be adapted.
 
     Another class count leaves the classifier out; another channel count adapts the first convolution; of
     segmentation networks the backbone is taken. All of it is in the report (and logged if it leaves more than
     the classifier without weights).
 
+    Args:
+        model: the network.
+        source: path, state dict or checkpoint.
+        recognised: the checkpoint under our names, where that is known already.
+
     Raises:
         WeightsError: unreadable, of another network or width, of another trained size or stem.
     """
     checkpoint = open_source(source)
-    recognised = recognise_checkpoint(checkpoint, model)
+    recognised = recognised or recognise_checkpoint(checkpoint, model)
     state = dict(recognised.state)
     own = model.state_dict()
     if "stem.conv.weight" not in state:
@@ -149,9 +156,10 @@ def load_weights(model: "Network", source: Source) -> LoadReport:
     adapted = []
     stored_channels = state["stem.conv.weight"].shape[1]
     if stored_channels != model.in_chans:
-        state["stem.conv.weight"] = adapt_in_channels(state["stem.conv.weight"], model.in_chans)
+        for key in set(model.picture_convolutions()) & state.keys():
+            state[key] = adapt_in_channels(state[key], model.in_chans)
         adapted.append(f"first convolution adapted from {stored_channels} to {model.in_chans} channels")
-    left_out = list(recognised.other_parts)
+    left_out = [*recognised.other_parts, *(f"decoder.{key}" for key in recognised.decoder)]
     classifier = [key for key in state if key.startswith("classifier.")]
     if classifier and model.num_classes != len(state[classifier[0]]):
         adapted.append(f"classifier of {len(state[classifier[0]])} classes not used")

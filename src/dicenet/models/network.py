@@ -4,6 +4,7 @@ A family (one file each) says what its stages are made of and registers its rows
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -25,7 +26,7 @@ STEMS = ("standard", "small")
 ImgSize = int | tuple[int, int]
 
 
-def _pair(img_size: ImgSize | Sequence[int]) -> tuple[int, int]:
+def pair(img_size: ImgSize | Sequence[int]) -> tuple[int, int]:
     """(height, width) of a size given as one number or two; at least 32 each."""
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
     if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(side, int) for side in size):
@@ -161,7 +162,7 @@ class Network(nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.stem_type = stem
-        self.trained_size = self.input_size = _pair(img_size)
+        self.trained_size = self.input_size = pair(img_size)
         self.drop_rate = drop_rate
         self.min_crop = min_crop
         self.grad_checkpointing = False
@@ -253,7 +254,7 @@ class Network(nn.Module):
 
         Raises ConfigError for sides below 32.
         """
-        self.input_size = _pair(img_size)
+        self.input_size = pair(img_size)
         self._record_input_size()
 
     def _record_input_size(self) -> None:
@@ -270,7 +271,7 @@ class Network(nn.Module):
         (kernels are interpolated instead of maps): evaluate again, and fine-tune if accuracy matters. The
         kernels become new parameters: build the optimiser afterwards. Raises ConfigError for sides below 32.
         """
-        size = _pair(img_size)
+        size = pair(img_size)
         for stage, feature_size in zip(self.stages, self._stage_sizes(size), strict=False):  # pruned ones are gone
             for module in stage.modules():
                 if isinstance(module, DimConv):
@@ -317,6 +318,10 @@ class Network(nn.Module):
             ],
         }
 
+    def picture_convolutions(self) -> tuple[str, ...]:
+        """Names of the weights that read the picture: they are adapted to other numbers of channels."""
+        return ("stem.conv.weight",)
+
     def no_weight_decay(self) -> set[str]:
         """Names of the PReLU slopes, which decay would pull towards ReLU."""
         return {name for name, _ in self.named_parameters() if name.endswith("act.weight")}
@@ -327,16 +332,21 @@ class Network(nn.Module):
 
     # -- computation
 
-    def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and self.training and not torch.compiler.is_exporting():
-            return checkpoint_seq(stage, x)
-        return stage(x)
+    def _checkpoints(self) -> bool:
+        """Whether stages are computed again in the backward pass."""
+        return self.grad_checkpointing and self.training and not torch.compiler.is_exporting()
+
+    def _run_level(self, name: str, level: nn.Module, x: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
+        """The map behind a level (stem, pool or stage), and the picture for the levels that follow."""
+        if name.startswith("stages.") and self._checkpoints():
+            return checkpoint_seq(level, x), picture
+        return level(x), picture
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map: (N, C4, H / 32, W / 32), or H / 8, W / 8 with the small stem; sizes rounded up."""
-        x = self.pool(self.stem(x))
-        for stage in self.stages:
-            x = self._run_stage(stage, x)
+        picture = x
+        for name, module in self._levels():
+            x, picture = self._run_level(name, module, x, picture)
         return x
 
     def forward_intermediates(
@@ -363,8 +373,9 @@ class Network(nn.Module):
         taken, last = feature_take_indices(len(self.feature_info), indices)
         number = {info["module"]: index for index, info in enumerate(self.feature_info)}
         intermediates = []
+        picture = x
         for name, module in self._levels():
-            x = self._run_stage(module, x) if name.startswith("stages.") else module(x)
+            x, picture = self._run_level(name, module, x, picture)
             index = number.get(name)
             if index in taken:
                 intermediates.append(x)
@@ -424,7 +435,6 @@ def configuration(input_size: tuple[int, int] = (224, 224), **more: Any) -> dict
     }
 
 
-Builder = Callable[..., Any]
 #: Keys of a timm configuration that name a source of weights.
 SOURCES = ("url", "file", "state_dict", "hf_hub_id", "source")
 
@@ -457,15 +467,47 @@ def _through_our_reader(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {"custom_load": True, **overlay, "file": given["file"]} if given.get("file") else overlay
 
 
+def official_configurations(rows: Iterable[Row], **more: Any) -> dict[str, dict[str, Any]]:
+    """timm's pretrained configurations of a family, with the official ImageNet weights where there are any.
+
+    ``more`` replaces entries of :func:`configuration`.
+    """
+    cfgs = {}
+    for row in rows:
+        entry = catalogue.find(f"{row.name}.{catalogue.IN1K_TAG}")
+        if entry is None:
+            cfgs[row.name] = configuration(**more)
+        else:
+            source: dict[str, Any] = {"url": entry.url, "license": entry.licence, "origin_url": catalogue.ORIGIN}
+            cfgs[entry.name] = configuration(**source, description=entry.metric, **more)
+    return cfgs
+
+
+def _official_file(row: Row, kwargs: Mapping[str, Any]) -> str:
+    """The verified official checkpoint that a call means.
+
+    timm cannot check a git blob SHA-1, the only hash published for the official files: we fetch and verify, then hand
+    timm the file.
+    """
+    if not any(entry.architecture == row.name for entry in catalogue.entries()):
+        raise ConfigError(f"no weights are published for {row.name}: leave out pretrained=True")
+    cfg = kwargs.get("pretrained_cfg")
+    tag = cfg if isinstance(cfg, str) else given_configuration(kwargs).get("tag") or catalogue.IN1K_TAG
+    folder = Path(kwargs["cache_dir"]) if kwargs.get("cache_dir") else None
+    return str(catalogue.fetch(f"{row.name}.{tag}", folder=folder))
+
+
 def create(family: type[Network], row: Row, pretrained: bool = False, **kwargs: Any) -> Any:
     """Build a network, or what gives its feature maps, as timm does for its own.
 
     Raises:
         ConfigError: weights are asked for that nobody has published; the user's own, in timm's way, are taken.
+        WeightsError: official weights cannot be fetched, or have another hash.
     """
     if pretrained:
         if not names_weights(kwargs):
-            raise ConfigError(f"no weights are published for {row.name}: leave out pretrained=True")
+            overlay = {**(kwargs.get("pretrained_cfg_overlay") or {}), "file": _official_file(row, kwargs)}
+            kwargs["pretrained_cfg_overlay"] = overlay
         kwargs["pretrained_cfg_overlay"] = _through_our_reader(kwargs)
     levels = 4 if kwargs.get("stem") == "small" else 5
     model: Any = build_model_with_cfg(
@@ -482,19 +524,18 @@ def create(family: type[Network], row: Row, pretrained: bool = False, **kwargs: 
     return model
 
 
-def register(family: type[Network], rows: Iterable[Row], namespace: dict[str, Any], builder: Builder = create) -> None:
+def register(family: type[Network], rows: Iterable[Row], namespace: dict[str, Any]) -> None:
     """Make each row known to timm, as an entry point of its own name in the family's module.
 
     Args:
         family: class of the networks.
         rows: of its table.
         namespace: ``globals()`` of the family's module.
-        builder: (family, row, pretrained, **kwargs) to the network.
     """
     for row in rows:
 
         def entry_point(pretrained: bool = False, *, _row: Row = row, **kwargs: Any) -> Any:
-            return builder(family, _row, pretrained, **kwargs)
+            return create(family, _row, pretrained, **kwargs)
 
         entry_point.__name__ = entry_point.__qualname__ = row.name
         entry_point.__module__ = namespace["__name__"]

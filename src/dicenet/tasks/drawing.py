@@ -33,7 +33,8 @@ def fitted(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BICUBIC)
 
 
-def _shortened(text: str, width: float, size: int) -> str:
+def shortened(text: str, width: float, size: int) -> str:
+    """The text, cut off with an ellipsis where it is wider than ``width`` pixels at a font size."""
     if font(size).getlength(text) <= width:
         return text
     while text and font(size).getlength(text + "…") > width:
@@ -54,7 +55,7 @@ def with_classes(picture: Image.Image, classes: Sequence[tuple[str, float]]) -> 
         draw.rectangle((0, top + 1, round(width * score), top + row - 2), fill=_BAR)
         percent = f"{100 * score:.1f} %"
         right = width - margin - font(size).getlength(percent)
-        draw.text((margin, top + 3), _shortened(name, right - 3 * margin, size), _TEXT, font(size))
+        draw.text((margin, top + 3), shortened(name, right - 3 * margin, size), _TEXT, font(size))
         draw.text((right, top + 3), percent, _TEXT, font(size))
     return sheet
 
@@ -71,8 +72,15 @@ def contact_sheet(pictures: Sequence[tuple[Image.Image, str, bool]], columns: in
         sheet.paste(small, (left + 3 + (side - 6 - small.width) // 2, top + 3))
         colour = (21, 128, 61) if right else (185, 28, 28)
         draw.rectangle((left + 1, top + 1, left + side - 2, top + side + caption - 3), outline=colour, width=2)
-        draw.text((left + 6, top + side), _shortened(text, side - 12, 12), colour, font(12))
+        draw.text((left + 6, top + side), shortened(text, side - 12, 12), colour, font(12))
     return sheet
+
+
+def picture_bytes(picture: Image.Image, kind: str) -> bytes:
+    """A picture as a file's content; ``kind`` is PNG or JPEG."""
+    content = io.BytesIO()
+    picture.save(content, kind, **({"quality": 90} if kind == "JPEG" else {}))
+    return content.getvalue()
 
 
 def png(figure: Figure) -> bytes:

@@ -26,7 +26,7 @@ PREPROCESSING = {
     "crop_mode": "center",
 }
 _COMMIT = "2b232d3f7fb60658755dad1ebca0ffc895cc795e"
-_NETWORKS = ("dicenet",)
+_NETWORKS = ("dicenet", "espnetv2")
 
 
 class Entry(NamedTuple):
@@ -49,6 +49,12 @@ class Entry(NamedTuple):
     def architecture(self) -> str:
         """Name of the network, without the tag."""
         return self.name.split(".")[0]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the input."""
+        width, height = map(int, self.input_size.split("x"))
+        return height, width
 
     @property
     def url(self) -> str:
@@ -74,6 +80,11 @@ def entries() -> tuple[Entry, ...]:
 def find(name: str) -> Entry | None:
     """The entry called ``name`` (architecture.tag), or None."""
     return next((entry for entry in entries() if entry.name == name), None)
+
+
+def find_file(path: str) -> Entry | None:
+    """The entry whose file has the name of ``path``, or None."""
+    return next((entry for entry in entries() if Path(entry.path).name == Path(path).name), None)
 
 
 def cache_dir() -> Path:

@@ -1,18 +1,44 @@
-"""Names in the official code (EdgeNets): units, blocks, the classifier, and the backbone of its other networks."""
-
-from collections.abc import Mapping
-
-from torch import Tensor
+"""Names in the official code (EdgeNets): units, blocks, classifiers, and the segmentation networks made of them."""
 
 from dicenet.weights.key_map import KeyMap
 
-#: What the official segmentation networks call their backbone.
+#: What the official segmentation and detection networks call their backbone.
 BACKBONE_PREFIX = "base_net."
 
+#: Of the decoder, whose parts each backbone's network calls otherwise: from the smallest map to the largest.
+_POOLS = (
+    "eff_pool_16x16|bu_dec_l1",
+    "eff_pool_32x32|bu_dec_l2",
+    "eff_pool_64x64|bu_dec_l3",
+    "eff_pool_128x128|bu_dec_l4",
+)
+_SKIPS = ("proj_enc_32x32|merge_enc_dec_l2", "proj_enc_64x64|merge_enc_dec_l3", "proj_enc_128x128|merge_enc_dec_l4")
+_NORMS = ("bu_br_32x32|bu_br_l2", "bu_br_64x64|bu_br_l3", "bu_br_128x128|bu_br_l4")
+
+_DECODER = (
+    (r"stages", "branches"),  # of pyramid pooling; must come before the levels get this name
+    (r"projection_layer", "project"),
+    (r"merge_layer\.0\.br\.0", "norm_act.norm"),
+    (r"merge_layer\.0\.br\.1", "norm_act.act"),
+    (r"merge_layer\.2", "merge"),
+    (r"merge_layer\.3", "expand"),
+    (r"br\.br\.0", "out.norm"),
+    (r"br\.br\.1", "out.act"),
+    (r"wt_layer\.1", "excitation.excite"),
+    (r"expansion_layer", "spatial"),
+    *((f"({names})", f"decoder.pools.{index}") for index, names in enumerate(_POOLS)),
+    *((f"({names})", f"decoder.skips.{index}") for index, names in enumerate(_SKIPS)),
+    *((rf"({names})\.0", f"decoder.norm_acts.{index}.norm") for index, names in enumerate(_NORMS)),
+    *((rf"({names})\.1", f"decoder.norm_acts.{index}.act") for index, names in enumerate(_NORMS)),
+)
+_CONV_NORM_ACT = ((r"cbr\.0", "conv"), (r"cbr\.1", "norm"), (r"cbr\.2", "act"))
+
+#: DiCENet: units, blocks, whole networks.
 EDGENETS = KeyMap(
     name="EdgeNets",
     mark=r"(^|\.)conv_channel\.weight$",
     renames=(
+        *_DECODER,
         (r"level1\.cbr", "stem.cbr"),
         (r"level3", "stages.0"),
         (r"level4", "stages.1"),
@@ -29,15 +55,32 @@ EDGENETS = KeyMap(
         (r"proj_layer", "dim_fuse.spatial"),
         (r"linear_comb_layer\.1", "dim_fuse.excitation.squeeze"),
         (r"linear_comb_layer\.3", "dim_fuse.excitation.excite"),
-        (r"cbr\.0", "conv"),
-        (r"cbr\.1", "norm"),
-        (r"cbr\.2", "act"),
+        *_CONV_NORM_ACT,
         (r"classifier\.0", "conv_head"),
         (r"classifier\.2", "classifier"),
     ),
 )
 
-
-def backbone_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone of an official segmentation checkpoint, under the names of the official classifier."""
-    return {key.removeprefix(BACKBONE_PREFIX): value for key, value in state.items() if key.startswith(BACKBONE_PREFIX)}
+#: ESPNetv2: the same. Behind the down-sampling block of a level, its units are counted from 0 there.
+EDGENETS_ESPNETV2 = KeyMap(
+    name=EDGENETS.name,
+    mark=r"(^|\.)spp_dw\.0\.conv\.weight$",
+    renames=(
+        *_DECODER,
+        (r"level1", "stem"),
+        *((rf"level{level}_0", f"stages.{level - 2}.0") for level in range(2, 6)),
+        *(
+            (rf"level{level}\.{unit}", f"stages.{level - 2}.{unit + 1}")
+            for level, units in ((3, 3), (4, 7), (5, 5))
+            for unit in range(units)
+        ),
+        (r"proj_1x1", "project"),
+        (r"spp_dw\.(\d)\.conv", r"branches.\1"),
+        (r"br_after_cat", "norm_act"),
+        (r"conv_1x1_exp", "expand"),
+        (r"module_act", "act"),
+        (r"inp_reinf", "reinforce"),
+        *_CONV_NORM_ACT,
+        (r"bn", "norm"),
+    ),
+)

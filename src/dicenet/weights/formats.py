@@ -6,37 +6,67 @@ from typing import NamedTuple
 from torch import Tensor
 
 from dicenet.errors import WeightsError
-from dicenet.weights.edgenets import BACKBONE_PREFIX, EDGENETS, backbone_of
+from dicenet.weights.edgenets import BACKBONE_PREFIX, EDGENETS, EDGENETS_ESPNETV2
 from dicenet.weights.key_map import KeyMap
 from dicenet.weights.pytorchcv import PYTORCHCV
 
-OWN = KeyMap("dicenet", r"(^|\.)dim_conv\.weight_depth$", ())
-FORMATS = (OWN, EDGENETS, PYTORCHCV)
+OWN = KeyMap("dicenet", r"(^|\.)(dim_conv\.weight_depth|eesp\.branches\.0\.weight)$", ())
+FORMATS = (OWN, EDGENETS, EDGENETS_ESPNETV2, PYTORCHCV)
+
+#: Of networks of several parts: ours (timm wraps what gives feature maps, as "model"), and EdgeNets'.
+_BACKBONES = ("backbone.model.", "backbone.", BACKBONE_PREFIX)
+_DECODER = "decoder."
 
 
 class Recognised(NamedTuple):
-    """A state dict under our names, where it came from, and which of its entries belong to no backbone."""
+    """A state dict under our names.
+
+    Attributes:
+        format: whose it was.
+        state: the backbone, or the whole network where there is nothing else.
+        decoder: of a segmentation network; else empty.
+        other_parts: names of what belongs to neither.
+    """
 
     format: str
     state: dict[str, Tensor]
+    decoder: dict[str, Tensor]
     other_parts: tuple[str, ...]
+
+
+def in_parts(format_name: str, state: Mapping[str, Tensor]) -> Recognised:
+    """A state dict under our names, its parts told apart."""
+    prefix = next((p for p in _BACKBONES if any(key.startswith(p) for key in state)), None)
+    if prefix is None:
+        return Recognised(format_name, dict(state), {}, ())
+    found: dict[str, dict[str, Tensor]] = {prefix: {}, _DECODER: {}}
+    others = []
+    for key, value in state.items():
+        part = next((p for p in found if key.startswith(p)), None)
+        if part is None:
+            others.append(key)
+        else:
+            found[part][key.removeprefix(part)] = value
+    return Recognised(format_name, found[prefix], found[_DECODER], tuple(others))
 
 
 def recognise(state: Mapping[str, Tensor], name: str = "the state dict") -> Recognised:
     """Rename a state dict of ours, of EdgeNets or of pytorchcv to our names.
 
-    Of official segmentation and detection networks the backbone is taken, the rest named in ``other_parts``.
-
     Raises:
-        WeightsError: it holds no DiCE unit of any of them.
+        WeightsError: it holds no DiCE unit and no EESP unit of any of them.
     """
     for key_map in FORMATS:
         if key_map.matches(state):
             break
     else:
-        raise WeightsError(f"{name} holds no DiCE units of dicenet, EdgeNets or pytorchcv: it is of another network")
-    other_parts: tuple[str, ...] = ()
-    if any(key.startswith(BACKBONE_PREFIX) for key in state):
-        other_parts = tuple(key for key in state if not key.startswith(BACKBONE_PREFIX))
-        state = backbone_of(state)
-    return Recognised(key_map.name, key_map.rename(state), other_parts)
+        raise WeightsError(
+            f"{name} holds no DiCE or EESP units of dicenet, EdgeNets or pytorchcv: it is of another network"
+        )
+    renamed = key_map.rename(state)
+    # ESPNetv2's classifier is a linear layer there and a 1x1 convolution here
+    renamed = {
+        key: value[:, :, None, None] if key == "classifier.weight" and value.dim() == 2 else value
+        for key, value in renamed.items()
+    }
+    return in_parts(key_map.name, renamed)

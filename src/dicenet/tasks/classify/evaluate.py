@@ -19,9 +19,10 @@ from dicenet.engine.fit import check_device, make_trainer
 from dicenet.engine.run_folder import default_run_folder, new_run_folder
 from dicenet.errors import ConfigError
 from dicenet.models.network import Network
+from dicenet.tasks.arguments import default_workers
 from dicenet.tasks.classify.task import TASK, ClassifyTask
-from dicenet.tasks.classify.train import default_workers
-from dicenet.tasks.classify.trained import IMAGENET_CLASSES, class_names_of, for_inference, load_classifier
+from dicenet.tasks.classify.trained import IMAGENET_CLASSES, class_names_of, load_classifier
+from dicenet.tasks.devices import for_inference
 from dicenet.tasks.drawing import confusion_plot, png
 from dicenet.weights.files import write_bytes, write_json
 

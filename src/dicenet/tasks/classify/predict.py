@@ -9,26 +9,20 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from dicenet.data.pictures import find_pictures, read_picture
+from dicenet.data.pictures import find_pictures
 from dicenet.data.transforms import Preprocessing, evaluation_transform
 from dicenet.engine.console import say, say_what_was_left_out
-from dicenet.engine.fit import check_device
 from dicenet.engine.run_folder import default_run_folder, new_run_folder
 from dicenet.errors import ConfigError, DataError
 from dicenet.models.network import Network
 from dicenet.tasks.classify.task import TASK
-from dicenet.tasks.classify.trained import class_names_of, for_inference, load_classifier
+from dicenet.tasks.classify.trained import class_names_of, load_classifier
+from dicenet.tasks.devices import for_inference, torch_device
 from dicenet.tasks.drawing import with_classes
+from dicenet.tasks.pictures import PictureNames, readable
 from dicenet.weights.files import atomic_path, write_json
 
 _SHOWN = 20
-
-
-def _torch_device(device: str) -> torch.device:
-    check_device(device)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device(device)
 
 
 def predict(
@@ -58,7 +52,7 @@ def predict(
     Returns:
         What predictions.json holds: items (file, result: class, index, score, best first) and errors (path, reason).
     """
-    target = _torch_device(device)
+    target = torch_device(device)
     if top < 1 or batch_size < 1:
         raise ConfigError(f"top and batch_size must be at least 1, got {top} and {batch_size}")
     console = Console()
@@ -66,13 +60,13 @@ def predict(
     net = for_inference(net, target, "32-true", optimize)
     files = find_pictures(paths)
     folder = new_run_folder(out, default_run_folder(TASK, "predict"))
-    names = _PictureNames(folder / "pictures")
+    names = PictureNames(folder / "pictures")
     items: list[dict[str, Any]] = []
     errors: dict[str, str] = {}
 
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     for chosen in track(batches, "predicting", console=console, transient=True, disable=not console.is_terminal):
-        pictures = _readable(chosen, errors)
+        pictures = readable(chosen, errors)
         for (file, picture), result in zip(pictures, _answers(net, preprocessing, pictures, top, target), strict=True):
             items.append({"file": str(file), "result": result})
             if draw:
@@ -88,17 +82,6 @@ def predict(
     if not items:
         raise DataError(f"none of the {len(files)} pictures could be read, the first: {next(iter(errors.values()))}")
     return predictions
-
-
-def _readable(files: Sequence[Path], errors: dict[str, str]) -> list[tuple[Path, Image.Image]]:
-    """The pictures among ``files``; for the others the reason is put into ``errors``."""
-    pictures = []
-    for file in files:
-        try:
-            pictures.append((file, read_picture(file)))
-        except DataError as error:
-            errors[str(file)] = str(error)
-    return pictures
 
 
 def _answers(
@@ -141,21 +124,3 @@ def _print_predictions(predictions: dict[str, Any], folder: Path, console: Conso
         say(console, f"... and {len(items) - _SHOWN} more")
     say_what_was_left_out(console, {error["path"]: error["reason"] for error in errors})
     say(console, f"{len(items)} answered, {len(errors)} left out; {folder / 'predictions.json'}")
-
-
-class _PictureNames:
-    """File names for drawn pictures: the picture's own, numbered where two are called alike."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.taken: set[str] = set()
-
-    def new(self, file: Path) -> Path:
-        """A name that was not given before."""
-        stem = file.stem[:80]  # what is added must fit into a file name too
-        name, number = f"{stem}.jpg", 1
-        while name.lower() in self.taken:
-            number += 1
-            name = f"{stem}-{number}.jpg"
-        self.taken.add(name.lower())
-        return self.folder / name

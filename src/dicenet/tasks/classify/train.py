@@ -1,10 +1,8 @@
 """Training a classifier."""
 
-import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import timm
@@ -36,13 +34,16 @@ from dicenet.engine.run_folder import (
     write_config,
 )
 from dicenet.errors import ConfigError, WeightsError
-from dicenet.models.loading import check_model_name, load, save
+from dicenet.models.loading import load, save
 from dicenet.models.network import Network
+from dicenet.models.registry import check_model_name
+from dicenet.models.segmentation import SegmentationNetwork
 from dicenet.ops import flush_denormals
+from dicenet.tasks.arguments import default_workers, plain_arguments, resumed_network, with_changes
 from dicenet.tasks.classify.task import TASK, ClassifyTask, Optimisation
 from dicenet.tasks.classify.trained import same_classes
 from dicenet.tasks.drawing import png, read_metrics, training_curves
-from dicenet.weights.files import read_checkpoint, write_bytes
+from dicenet.weights.files import write_bytes
 
 COLUMNS = ("train_loss", "val_loss", "val_top1", "val_top5")
 #: Arguments that may differ in a resumed run.
@@ -124,12 +125,12 @@ def train(
     Returns:
         The run folder, with best.safetensors, last.ckpt, metrics.csv, config.yaml, curves.png, TensorBoard logs.
     """
-    config = {key: _plain(key, value) for key, value in locals().items() if key not in ("resume", "out")}
+    config = plain_arguments(locals())
     if resume is not None:
         if out is not None:
             raise ConfigError("a resumed run goes on in its own folder: leave out --out")
         if data is None:
-            return train(**{**_with_changes(resumed_folder(resume), config), "resume": resume})
+            return train(**{**with_changes(train, resumed_folder(resume), config), "resume": resume})
         check_unchanged(read_config(resumed_folder(resume)), config, CHANGEABLE)
     if data is None:
         raise ConfigError("no data: give --data FOLDER (or --data digits)")
@@ -155,7 +156,9 @@ def train(
     train_part, val_part, judged_on = _training_parts(dataset, val_fraction, seed)
     finished = 0
     if resume is not None and (resumed_folder(resume) / LAST).exists():
-        net, finished = _resumed_network(resumed_folder(resume) / LAST, dataset.class_names)
+        stored, finished = resumed_network(resumed_folder(resume) / LAST, dataset.class_names)
+        assert isinstance(stored, Network)
+        net = stored
     else:
         size, stem = _input_for(dataset, img_size, stem, weights, console)
         net = _network(model, weights, dataset.class_names, in_chans, size, stem, drop_rate, console)
@@ -215,39 +218,6 @@ def _finish(folder: Path, bad_pictures: dict[str, str], console: Console) -> Non
     )
 
 
-def _plain(name: str, value: Any) -> Any:
-    """An argument as YAML can hold it; paths in full, so that a run can be resumed from anywhere."""
-    if name in ("data", "weights") and value is not None:
-        return os.path.abspath(value) if os.path.exists(value) else os.fspath(value)
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _with_changes(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a run, with those that were given now, told by differing from their defaults."""
-    defaults = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
-    return read_config(folder) | {name: value for name, value in given.items() if value != defaults[name]}
-
-
-def _resumed_network(checkpoint: Path, class_names: Sequence[str]) -> tuple[Network, int]:
-    """The network that a checkpoint of a run describes, and the number of epochs that are finished."""
-    metadata = read_checkpoint(checkpoint).metadata
-    if not metadata:
-        raise WeightsError(f"{checkpoint} is not of a dicenet run: it cannot be resumed from")
-    if metadata["class_names"] != list(class_names):
-        raise ConfigError(
-            f"the run was of {len(metadata['class_names'])} classes, the data has {len(class_names)} or others: "
-            "start a new run with --weights instead"
-        )
-    net = load(checkpoint)
-    assert isinstance(net, Network)
-    return net, int(metadata["epochs"])
-
-
-def default_workers() -> int:
-    """Reading processes: half of the processors, at most 4."""
-    return min(4, (os.cpu_count() or 2) // 2)
-
-
 def _training_parts(dataset: ClassificationData, val_fraction: float, seed: int) -> tuple[Part, Part, str]:
     """The parts to train on and to judge by, and in words what the second is."""
     parts = dataset.parts
@@ -302,17 +272,20 @@ def _network(
         )
         _start_small(net.get_classifier())
         return net
-    stored = load(weights)
-    assert isinstance(stored, Network)
+    loaded = load(weights)
+    # of a segmentation network the backbone is taken
+    stored = loaded.backbone_network() if isinstance(loaded, SegmentationNetwork) else loaded
+    if not isinstance(stored, Network):
+        raise WeightsError(f"{weights} holds no network that classifies: its backbone is timm's {loaded.architecture}")
     if model and stored.architecture != model:
         raise WeightsError(
             f"{weights} is a checkpoint of {stored.architecture}, not of {model}: give --model {stored.architecture}"
         )
     if stem and stem != stored.stem_type:
         raise WeightsError(f"{weights} was made with the {stored.stem_type} stem, not the {stem} one: leave out --stem")
-    net = load(weights, num_classes=len(class_names), in_chans=in_chans, drop_rate=drop_rate)
+    net = load(weights, task="classify", num_classes=len(class_names), in_chans=in_chans, drop_rate=drop_rate)
     assert isinstance(net, Network)
-    if same_classes(stored, class_names):
+    if stored is loaded and same_classes(stored, class_names):
         say(console, f"weights {weights}, with their classifier")
     else:
         net.reset_classifier(len(class_names))

@@ -1,7 +1,6 @@
 """A trained classifier, as evaluation and prediction need it."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from timm.data import ImageNetInfo
@@ -10,7 +9,6 @@ from dicenet.data.transforms import Preprocessing
 from dicenet.errors import WeightsError
 from dicenet.models.loading import load
 from dicenet.models.network import Network
-from dicenet.optimize import optimize_for_inference
 
 IMAGENET_CLASSES = 1000
 
@@ -33,17 +31,10 @@ def same_classes(net: Network, names: Sequence[str]) -> bool:
 
 def load_classifier(weights: str, img_size: int | tuple[int, int] | None) -> tuple[Network, Preprocessing]:
     """A classifier ready to be used, and how its pictures are prepared. Raises WeightsError if it has no classes."""
-    net = load(weights)
+    net = load(weights, task="classify")
     assert isinstance(net, Network)
     if net.num_classes == 0:
         raise WeightsError(f"{weights} has no classifier")
     if img_size is not None:
         net.set_input_size(img_size)
     return net.eval().to(memory_format=torch.channels_last), Preprocessing.of(net.pretrained_cfg)
-
-
-def for_inference(net: Network, device: torch.device, precision: str, optimize: bool) -> Network:
-    """The network on a device; where plans work, on the CPU in float32, optimized if that is wanted."""
-    if not optimize or device.type != "cpu" or precision != "32-true":
-        return net.to(device)
-    return cast(Network, optimize_for_inference(net))  # has all that the network has

@@ -1,0 +1,214 @@
+"""Pictures with a mask that gives each pixel's class: reading, checking, batching."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
+
+from dicenet.data.samples import LoaderSettings
+from dicenet.errors import ConfigError, DataError
+
+#: Class of the pixels that neither training nor judging looks at; as in VOC's and Cityscapes' masks.
+IGNORE = 255
+_UNKNOWN = 254
+_CODES = 256
+#: Pillow's modes of one channel of whole numbers.
+_MASK_MODES = ("P", "L", "1", "I", "I;16", "I;16L", "I;16B", "I;16N")
+
+Mask = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True)
+class MaskCoding:
+    """What the numbers in masks mean.
+
+    Attributes:
+        num_classes: classes 0 to num_classes - 1.
+        ignored: numbers that mean void; 255 always does.
+        ids: class of each number (255: void) where they are not the classes themselves.
+    """
+
+    num_classes: int
+    ignored: tuple[int, ...] = ()
+    ids: tuple[tuple[int, int], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_classes <= _UNKNOWN:
+            raise ConfigError(f"masks can tell 1 to {_UNKNOWN} classes apart, got {self.num_classes}")
+
+    def table(self) -> Mask:
+        """Class of each number from 0 to 255."""
+        table = np.full(_CODES, _UNKNOWN, np.uint8)
+        pairs = self.ids if self.ids is not None else tuple((index, index) for index in range(self.num_classes))
+        for number, index in pairs:
+            table[number] = index
+        for number in (*self.ignored, IGNORE):
+            if 0 <= number < _CODES:
+                table[number] = IGNORE
+        return table
+
+
+def open_mask(path: Path) -> Any:
+    """The numbers of a mask file, (H, W).
+
+    Raises:
+        DataError: it cannot be read.
+        ConfigError: it has colours in place of numbers.
+    """
+    try:
+        with Image.open(path) as picture:
+            if picture.mode not in _MASK_MODES:
+                raise ConfigError(
+                    f"mask {path} has colours ({picture.mode}): masks need one channel of class numbers, as grey or "
+                    "palette PNGs have it"
+                )
+            return np.asarray(picture)
+    except UnidentifiedImageError as error:
+        raise DataError(f"mask {path} is not a picture in a known format") from error
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise DataError(f"mask {path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # decoders raise anything when they are fed with damaged files
+        raise DataError(f"mask {path} is damaged or cut off: {error}") from error
+
+
+def decode(numbers: Any, coding: MaskCoding, path: Path) -> Mask:
+    """Classes of a mask's numbers. Raises ConfigError, naming them, for numbers that are no classes."""
+    known = np.clip(numbers, 0, _CODES - 1).astype(np.uint8)
+    mask = coding.table()[known]
+    wrong = (mask == _UNKNOWN) | (known != numbers)
+    if wrong.any():
+        found = np.unique(np.asarray(numbers)[wrong])
+        shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
+        raise ConfigError(
+            f"mask {path} holds {shown}, the classes are 0 to {coding.num_classes - 1} and {IGNORE} is void: "
+            "give --ignore-id for another void number, or list all classes in classes.txt"
+        )
+    return mask
+
+
+def read_mask(path: Path, coding: MaskCoding) -> Mask:
+    """Classes of a mask file, (H, W), :data:`IGNORE` where it is void."""
+    return decode(open_mask(path), coding, path)
+
+
+class MaskedSample(NamedTuple):
+    """A picture and its mask. Both are decoded when they are asked for; see :func:`read_mask` for errors."""
+
+    name: str
+    read: Callable[[], Image.Image]
+    read_mask: Callable[[], Mask]
+
+
+#: A picture and its mask to the tensors of a batch: (C, H, W) and, for training, (H, W).
+PairTransform = Callable[[Image.Image, Mask], tuple[Tensor, Tensor]]
+
+
+class MaskedPictures(Dataset[dict[str, Any]]):
+    """One part of a data set for segmentation."""
+
+    def __init__(
+        self, samples: Sequence[MaskedSample], class_names: Sequence[str], transform: PairTransform | None = None
+    ) -> None:
+        self.samples = samples
+        self.class_names = class_names
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.samples[index]
+        try:
+            picture, mask = sample.read(), sample.read_mask()
+        except DataError as error:
+            return {"name": sample.name, "error": str(error)}
+        if picture.size != mask.shape[::-1]:
+            raise ConfigError(
+                f"{sample.name} is {picture.width}x{picture.height}, its mask {mask.shape[1]}x{mask.shape[0]}: they "
+                "must have the same size"
+            )
+        assert self.transform is not None
+        image, target = self.transform(picture, mask)
+        return {"name": sample.name, "image": image, "target": target}
+
+    def loader(self, transform: PairTransform, train: bool, settings: LoaderSettings) -> "DataLoader[Any]":
+        """Batches: for training shuffled, of equally large targets; else in order, each target at its own size."""
+        data = MaskedPictures(self.samples, self.class_names, transform)
+        return DataLoader(
+            data,
+            batch_size=settings.batch_size,
+            shuffle=train,
+            sampler=None if train else EachOnce(data),
+            # a smaller last batch would unsettle the norms; a set smaller than one batch has nothing else
+            drop_last=train and len(data) > settings.batch_size,
+            num_workers=settings.workers,
+            persistent_workers=settings.workers > 0,
+            collate_fn=collate_training if train else collate_evaluation,
+            generator=torch.Generator().manual_seed(settings.seed) if train else None,
+        )
+
+
+class EachOnce(DistributedSampler[Any]):
+    """Gives each process its share of the pictures, none twice: padding would count some pictures double.
+
+    It is a DistributedSampler so that Lightning leaves it in place. The processes are asked for when it is used, they
+    need not exist before.
+    """
+
+    def __init__(self, data: Dataset[Any]) -> None:
+        super().__init__(data, num_replicas=1, rank=0, shuffle=False)
+
+    def _indices(self) -> range:
+        ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank, count = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if ready else (0, 1)
+        return range(rank, len(self.dataset), count)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._indices())
+
+    def __len__(self) -> int:
+        return len(self._indices())
+
+
+def _collate(items: Sequence[dict[str, Any]], join: Callable[[list[Tensor]], Any]) -> dict[str, Any]:
+    good = [item for item in items if "image" in item]
+    batch: dict[str, Any] = {"errors": {item["name"]: item["error"] for item in items if "error" in item}}
+    if good:
+        batch["image"] = default_collate([item["image"] for item in good])
+        batch["target"] = join([item["target"] for item in good])
+        batch["name"] = [item["name"] for item in good]
+    return batch
+
+
+def collate_training(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch: image (N, C, H, W), target (N, H, W), name, and ``errors`` of what could not be read."""
+    return _collate(items, default_collate)
+
+
+def collate_evaluation(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The same with ``target`` as a list: each is as large as its picture was."""
+    return _collate(items, list)
+
+
+def hold_out(part: MaskedPictures, fraction: float, seed: int) -> tuple[MaskedPictures, MaskedPictures]:
+    """Two parts of one, split by chance. Raises ConfigError for a fraction that is none, or fewer than 2 pictures."""
+    if not 0 < fraction < 1:
+        raise ConfigError(f"val_fraction must lie between 0 and 1, got {fraction}")
+    if len(part) < 2:
+        raise DataError("there is one picture only: two are needed to hold one out")
+    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed)).tolist()
+    count = max(1, min(len(part) - 1, math.floor(fraction * len(part) + 0.5)))
+    held_out = set(order[:count])
+    train = [sample for index, sample in enumerate(part.samples) if index not in held_out]
+    val = [sample for index, sample in enumerate(part.samples) if index in held_out]
+    return MaskedPictures(train, part.class_names), MaskedPictures(val, part.class_names)

@@ -1,0 +1,60 @@
+"""Arguments of commands that train: kept, taken up again, defaults that depend on the machine."""
+
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dicenet.engine.run_folder import read_config
+from dicenet.errors import ConfigError, WeightsError
+from dicenet.models.loading import load
+from dicenet.models.network import Network
+from dicenet.models.segmentation import SegmentationNetwork
+from dicenet.weights.files import read_checkpoint
+
+#: Arguments that are of a call, not of a run.
+_OF_THE_CALL = ("resume", "out")
+_PATHS = ("data", "weights", "coco")
+
+
+def default_workers() -> int:
+    """Reading processes: half of the processors, at most 4."""
+    return min(4, (os.cpu_count() or 2) // 2)
+
+
+def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's arguments as YAML can hold them; paths in full, so that it can be resumed from anywhere."""
+    return {key: _plain(key, value) for key, value in arguments.items() if key not in _OF_THE_CALL}
+
+
+def _plain(name: str, value: Any) -> Any:
+    if name in _PATHS and value is not None:
+        return os.path.abspath(value) if os.path.exists(value) else os.fspath(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def with_changes(function: Callable[..., Any], folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a run of ``function``, with those given now, told by differing from their defaults."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+    return read_config(folder) | {name: value for name, value in given.items() if value != defaults[name]}
+
+
+def resumed_network(checkpoint: Path, class_names: Sequence[str]) -> tuple[Network | SegmentationNetwork, int]:
+    """The network that a checkpoint of a run describes, and the number of epochs that are finished.
+
+    Raises:
+        WeightsError: it is of no run of ours.
+        ConfigError: the data has other classes.
+    """
+    metadata = read_checkpoint(checkpoint).metadata
+    if not metadata:
+        raise WeightsError(f"{checkpoint} is not of a dicenet run: it cannot be resumed from")
+    if metadata["class_names"] != list(class_names):
+        raise ConfigError(
+            f"the run was of {len(metadata['class_names'])} classes, the data has {len(class_names)} or others: "
+            "start a new run with --weights instead"
+        )
+    net = load(checkpoint)
+    assert isinstance(net, Network | SegmentationNetwork)
+    return net, int(metadata["epochs"])
