@@ -6,7 +6,7 @@ python benchmarks/tables.py    # two minutes; writes results/tables/*.csv, docs/
 from pathlib import Path
 
 from dicenet.analysis.machine import write_csv
-from dicenet.analysis.paper import figures
+from dicenet.analysis.paper import figure8, figures
 from dicenet.analysis.paper.claims import claim_rows
 from dicenet.analysis.paper.entries import TABLES
 from dicenet.analysis.paper.tables import readable, table_rows, write
@@ -36,6 +36,11 @@ def main() -> None:
     write_bytes(PICTURES / "figure4.png", png(figures.figure_4()))
     parts.append("## Figure 2. Where the multiply-adds are\n\n![Pies of multiply-adds by kind](pictures/figure2.png)\n")
     parts.append("## Figure 4. The networks and their blocks, drawn from the code\n\n![Blocks](pictures/figure4.png)\n")
+    rows = figure8.figure_8_rows()
+    write_csv(RESULTS / "figure_8.csv", rows)
+    write_bytes(PICTURES / "figure8.png", png(figure8.figure_8(rows)))
+    parts.append(write(rows, figure8.TITLE, figure8.NOTE, "markdown").replace("###", "##", 1))
+    parts.append("![Mean IoU against multiply-adds](pictures/figure8.png)\n")
     write_bytes(page, "\n".join(parts).encode())
 
 

@@ -263,7 +263,7 @@ def test_figures_command(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["6"], "unknown table '6' for tables: choose one of 1, 2, 3, 4, 5, claims, figure2, figure4"),
+        (["6"], "unknown table '6' for tables: choose one of 1, 2, 3, 4, 5, claims, figure2, figure4, figure8"),
         (["1", "--format", "xml"], "--format xml is unknown: choose one of terminal, markdown, csv, json"),
         (["2", "--out", "{taken}"], "exists: name a new file"),
         (["claims", "--out", "{taken}"], "exists: name a new file"),

@@ -1,4 +1,6 @@
-"""Schedules by hand, run folders, and what a stopped and resumed training keeps."""
+"""Schedules by hand and against the official code's, run folders, and what a stopped and resumed training keeps."""
+
+import csv
 
 import pytest
 import torch
@@ -35,6 +37,29 @@ def test_scheduler_multiplies_the_peak():
     assert rates == pytest.approx([0.4 / 3, 0.8 / 3, 0.4, 0.3, 0.2, 0.1])
     with pytest.raises(dicenet.ConfigError, match="choose one of linear, cosine, poly, hybrid, constant"):
         scheduler(optimizer, "step", 6, 2)
+
+
+@pytest.mark.parametrize(
+    ("column", "name", "base", "cycled"),
+    [
+        ("hybrid_0.009_100_clr61", "hybrid", 0.009, 61),
+        ("hybrid_0.1_120_clr61", "hybrid", 0.1, 61),
+        ("poly_0.1_300_p0.9", "poly", 0.1, None),
+        ("linear_0.1_300", "linear", 0.1, None),
+        ("cosine_0.1_300", "cosine", 0.1, None),
+    ],
+)
+def test_official_schedules(shared, column, name, base, cycled):
+    """At the first step of each epoch; the official code changes rates once per epoch, and rounds them."""
+    with shared("reference/official/lr_schedules.tsv").open(newline="") as file:
+        expected = [float(row[column]) for row in csv.DictReader(file, delimiter="\t") if row[column]]
+    epochs, per_epoch = len(expected), 7
+    plan = {"steps": epochs * per_epoch, "warmup_steps": 0, "epochs": epochs, "cycled": cycled}
+    actual = [base * learning_rate(epoch * per_epoch, name, **plan) for epoch in range(epochs)]
+    assert actual == pytest.approx(expected, abs=5.1e-6)
+    if name == "hybrid":  # it stays within an epoch
+        last_steps = [base * learning_rate((epoch + 1) * per_epoch - 1, name, **plan) for epoch in range(epochs)]
+        assert last_steps == pytest.approx(actual)
 
 
 def test_run_folders(tmp_path, monkeypatch):

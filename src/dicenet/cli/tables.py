@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from dicenet.analysis.paper import claims, figures
+from dicenet.analysis.paper import claims, figure8, figures
 from dicenet.analysis.paper.entries import TABLES
 from dicenet.analysis.paper.tables import FORMATS, table_rows, write
 from dicenet.cli.run import Command
@@ -69,6 +69,12 @@ def _claims(format: str | None = None, out: str | None = None) -> None:
     _show(claims.claim_rows(_counting(claims.CLAIMS)), "Claims of the paper", "", form, out)
 
 
+def _drawn(out: str, format: str | None) -> bool:
+    """Whether a figure is to be drawn, not written as a table. Raises ConfigError for a taken file."""
+    _check_new(out)
+    return format == "png" or (format is None and Path(out).suffix == ".png")
+
+
 def _figure2(out: str, format: str | None = None) -> None:
     """Draw where the multiply-adds of networks are (Figure 2), or write the figures behind the drawing.
 
@@ -76,14 +82,27 @@ def _figure2(out: str, format: str | None = None) -> None:
         out: file to write, which must not exist: .png, or .md, .csv, .json for the figures.
         format: png, terminal, markdown, csv or json; by the ending of the file.
     """
-    drawn = format == "png" or (format is None and Path(out).suffix == ".png")
-    form = "png" if drawn else _chosen_format(format, out)
-    _check_new(out)
+    form = "png" if _drawn(out, format) else _chosen_format(format, out)
     rows = figures.figure_2_rows()
-    if drawn:
+    if form == "png":
         write_bytes(Path(out), png(figures.figure_2(rows)))
     else:
         _show(rows, "Figure 2. Multiply-adds (M) by kind of layer", "", form, out)
+
+
+def _figure8(out: str, format: str | None = None) -> None:
+    """Draw mean IoU on PASCAL VOC against multiply-adds (Figure 8), or write the figures behind the drawing.
+
+    Args:
+        out: file to write, which must not exist: .png, or .md, .csv, .json for the figures.
+        format: png, terminal, markdown, csv or json; by the ending of the file.
+    """
+    form = "png" if _drawn(out, format) else _chosen_format(format, out)
+    rows = figure8.figure_8_rows(_counting)
+    if form == "png":
+        write_bytes(Path(out), png(figure8.figure_8(rows)))
+    else:
+        _show(rows, figure8.TITLE, figure8.NOTE, form, out)
 
 
 def _figure4(out: str) -> None:
@@ -103,4 +122,5 @@ COMMANDS = {
     "claims": Command(_claims),
     "figure2": Command(_figure2),
     "figure4": Command(_figure4),
+    "figure8": Command(_figure8),
 }

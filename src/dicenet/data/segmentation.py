@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from torchvision.datasets import Cityscapes
 
-from dicenet.classes import CAMVID, CITYSCAPES, VOC
+from dicenet.classes import CAMVID, CITYSCAPES, CITYSCAPES_WEIGHTS, VOC
 from dicenet.data.classification import PART_FOLDERS, read_names
 from dicenet.data.masks import IGNORE, MaskCoding, MaskedPictures, MaskedSample, open_mask, read_mask
 from dicenet.data.pictures import is_picture, read_picture
@@ -101,7 +101,8 @@ def _cityscapes(root: Path) -> _Found | None:
         found = [(p, root / "gtFine" / part / p.parent.name / f"{stem}_gtFine{suffix}") for p, stem in stems]
         if found:
             pairs[part] = found
-    return _Found("Cityscapes", pairs, list(CITYSCAPES), ids=ids if suffix == "_labelIds.png" else None)
+    coding = ids if suffix == "_labelIds.png" else None
+    return _Found("Cityscapes", pairs, list(CITYSCAPES), ids=coding, class_weights=list(CITYSCAPES_WEIGHTS))
 
 
 def _camvid(root: Path) -> _Found | None:

@@ -28,6 +28,9 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "peak_maps": ("maps at once (MB)", "{:.2f}".format),
     "all_maps": ("all maps (MB)", "{:.1f}".format),
     "paper_top1": ("paper's top-1 (%)", "{:.1f}".format),
+    "published_mean_iou": ("published mean IoU (%, VOC val)", "{:.2f}".format),
+    "measured_mean_iou": ("mean IoU measured here (%, few pictures)", "{:.2f}".format),
+    "measured_pictures": ("pictures", str),
     "measured": ("measured here", str),
     "note": ("note", str),
 }
@@ -63,7 +66,8 @@ def counted(source: Source) -> Counted:
     return _COUNTED[key]
 
 
-def _results(name: str) -> list[dict[str, str]]:
+def committed(name: str) -> list[dict[str, str]]:
+    """The rows of a table of results; none where the package is not run from its repository."""
     path = RESULTS / name
     if not path.exists():
         return []
@@ -74,8 +78,8 @@ def _results(name: str) -> list[dict[str, str]]:
 @cache
 def _measured() -> dict[tuple[str, ...], str]:
     """Our own accuracies as committed, by name or by labels; none where the package is not run from its repository."""
-    sizes = [row for row in _results("sizes.csv") if row["input_size"] == row["trained_size"]]
-    units = _results("units_cifar10.csv")
+    sizes = [row for row in committed("sizes.csv") if row["input_size"] == row["trained_size"]]
+    units = committed("units_cifar10.csv")
     found: list[tuple[tuple[str, ...], dict[str, str], str]]
     found = [((row["network"],), row, row["input_size"]) for row in sizes]
     found += [((row["architecture"], row["unit"]), row, "32") for row in units]

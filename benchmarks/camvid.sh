@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# dicenet_100 on CamVid from the official PASCAL VOC network and from random weights, and a ShuffleNetV2 of equal cost
+# from random weights; about 35 minutes each on 2 cores without other load. Started again, it goes on where it was.
+# Run it from the repository, with dicenet on the path: bash benchmarks/camvid.sh [DATA] [VOC_CHECKPOINT]
+set -euo pipefail
+data=${1:-../shared/data/camvid}
+voc=${2:-../shared/weights/dicenet_s_1.0_pascal_384x384.pth}
+
+train() { # RUN [OPTION...]: trains, evaluates on the test part and records
+    local run=runs/$1
+    if [ -e "$run/config.yaml" ]; then
+        dicenet train segment --resume "$run"
+    else
+        dicenet train segment --config src/dicenet/configs/camvid_dicenet_100.yaml --data "$data" --out "$run" "${@:2}"
+    fi
+    rm -rf "$run.test"
+    dicenet evaluate segment --weights "$run/best.safetensors" --data "$data" --split test --out "$run.test"
+    python benchmarks/record_segmentation.py "$run" "$run.test" "results/$1"
+}
+
+mkdir -p runs
+train camvid_voc --weights "$voc"
+[ -e runs/peer.safetensors ] || python benchmarks/camvid_peer.py runs/peer.safetensors
+train camvid_peer --model shufflenetv2_sep_146 --weights runs/peer.safetensors
+train camvid_random --model dicenet_100 --decoder-channels 10
