@@ -6,6 +6,7 @@ python benchmarks/record_segmentation.py RUN_FOLDER EVALUATION_FOLDER OUT    # O
 import csv
 import json
 import shutil
+import statistics
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def main(run: Path, evaluation: Path, out: str) -> None:
         epochs = list(csv.DictReader(file))
     net = dicenet.load(run / "best.safetensors")
     cost = count(net, (3, *net.input_size))
+    seconds = [float(epoch["seconds"]) for epoch in epochs]
     best = max(epochs, key=lambda epoch: float(epoch["val_mean_iou"]))
     row = {
         "backbone": net.architecture,
@@ -39,7 +41,8 @@ def main(run: Path, evaluation: Path, out: str) -> None:
         "pictures": results["pictures"],
         **{key: round(results[key], 4) for key in ("mean_iou", "pixel_accuracy")},
         **{f"iou_{c['class']}": "" if c["iou"] is None else round(c["iou"], 4) for c in results["classes"]},
-        "training_seconds": round(sum(float(epoch["seconds"]) for epoch in epochs)),
+        "training_seconds": round(sum(seconds)),
+        "median_epoch_seconds": round(statistics.median(seconds), 1),  # hardly moved by other load in some epochs
         **machine(),
     }
     write_csv(Path(f"{out}.csv"), [row])

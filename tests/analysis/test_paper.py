@@ -17,6 +17,7 @@ import dicenet
 from dicenet.analysis.paper import figures
 from dicenet.analysis.paper.claims import CLAIMS, claim_rows
 from dicenet.analysis.paper.entries import TABLES, TOLERANCE, Entry, Source, build
+from dicenet.analysis.paper.figure8 import figure_8_rows
 from dicenet.analysis.paper.memory import map_memory
 from dicenet.analysis.paper.shares import shares
 from dicenet.analysis.paper.tables import FORMATS, counted, readable, table_rows, unexplained, write
@@ -251,13 +252,31 @@ def test_tables_command(tmp_path, capsys):
 
 
 def test_figures_command(tmp_path):
-    for name in ("figure2", "figure4"):
+    for name in ("figure2", "figure4", "figure8"):
         assert main(["tables", name, "--out", str(tmp_path / f"{name}.png")]) == 0
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert min(picture.size) > 300
     assert main(["tables", "figure2", "--out", str(tmp_path / "figure2.csv")]) == 0
     rows = list(csv.DictReader((tmp_path / "figure2.csv").open()))
     assert [row["network"] for row in rows] == [name for _, name in figures.FIGURE_2]
+
+
+def test_figure_8_has_the_published_table(shared):
+    """Every width at both sizes, with the multiply-adds and mean IoU that the authors give."""
+    expected = {}
+    for line in shared("facts/official.md").read_text().splitlines():
+        if found := re.match(r"\| (dicenet|espnetv2) \| ([\d.]+) \|", line):
+            cells = [cell.strip() for cell in line.split("|")]
+            name = f"{found[1]}_{round(100 * float(found[2])):03d}"
+            expected |= {(name, 256): (cells[4], cells[5]), (name, 384): (cells[6], cells[7])}
+    rows = figure_8_rows()
+    assert {(row["network"], row["input"]) for row in rows} == set(expected)
+    assert sum(row["published_mean_iou"] is not None for row in rows) == 20
+    for row in rows:
+        macs, published = expected[row["network"], row["input"]]
+        assert row["macs"] == pytest.approx(float(macs), rel=5e-3)  # theirs count biases
+        mean_iou = re.search(r"\(([\d.]+)\)", published)
+        assert row["published_mean_iou"] == (float(mean_iou[1]) if mean_iou else None)
 
 
 @pytest.mark.parametrize(

@@ -47,13 +47,13 @@ def palette_picture(labels: Any, colors: Sequence[Color]) -> Image.Image:
 
 def overlay(picture: Image.Image, labels: Any, class_names: Sequence[str]) -> Image.Image:
     """A picture with its classes in colour; the background and void stay as they are."""
-    colored = np.asarray(palette_picture(labels, palette(class_names)).convert("RGB"), dtype=np.float32)
-    labels, image = np.asarray(labels), np.asarray(picture.convert("RGB"), dtype=np.float32)
+    labels, image = np.asarray(labels), picture.convert("RGB")
     plain = labels == IGNORE
     if class_names[0].lower().strip("_") == _BACKGROUND:
         plain |= labels == 0
-    mixed = np.where(plain[..., None], image, (1 - _OPACITY) * image + _OPACITY * colored)
-    return Image.fromarray(mixed.round().astype(np.uint8))
+    colored = palette_picture(labels, palette(class_names)).convert("RGB")
+    # by Pillow, in bytes: arrays of floats would take many times the memory of a large picture
+    return Image.composite(image, Image.blend(image, colored, _OPACITY), Image.fromarray(plain))
 
 
 def legend(class_names: Sequence[str], columns: int = 1, width: int = 180) -> Image.Image:

@@ -1,0 +1,348 @@
+"""``train``, ``evaluate`` and ``predict segment`` end to end on tiny data, and what they say when something is wrong."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image, ImageDraw
+
+import dicenet
+import dicenet_cli
+from dicenet.weights.files import read_checkpoint
+
+SIZE = (48, 32)
+NAMES = ["ground", "disc", "box"]
+QUICK = ["--model", "dicenet_010", "--img-size", "[32, 48]", "--epochs", "1", "--batch-size", "4", "--workers", "0"]
+QUICK += ["--device", "cpu"]
+
+
+def run(*arguments, code=0):
+    """Run a command in this process; its exit code must be ``code``."""
+    with warnings.catch_warnings():
+        # Lightning's advice on numbers of workers depends on the machine
+        warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+        assert dicenet_cli.main([str(a) for a in arguments]) == code
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run a command that must fail with exit code 2 and one line; returns the line."""
+
+    def check(*arguments, message=""):
+        capsys.readouterr()
+        run(*arguments, code=2)
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("dicenet: ")
+        assert "\n" not in error
+        assert "Traceback" not in error
+        assert re.search(message, error), error
+        return error
+
+    return check
+
+
+def scene(seed, size=SIZE):
+    """A picture with a red disc and a blue box on grey, and its mask with a void pixel."""
+    rng = np.random.default_rng(seed)
+    picture, mask = Image.new("RGB", size, (120, 120, 120)), Image.new("L", size, 0)
+    left, top = (int(rng.integers(0, side // 3)) for side in size)
+    for draw, disc, box in ((ImageDraw.Draw(picture), "red", "blue"), (ImageDraw.Draw(mask), 1, 2)):
+        draw.ellipse((left, top, left + size[0] // 4, top + size[0] // 4), fill=disc)
+        draw.rectangle((left + size[0] // 2, top, left + size[0] // 2 + 8, top + size[1] // 3), fill=box)
+    mask.putpixel((0, size[1] - 1), 255)
+    return picture, mask
+
+
+def write(root, part, count, first=0, size=SIZE):
+    for kind in ("images", "masks"):
+        (root / part / kind).mkdir(parents=True, exist_ok=True)
+    for index in range(first, first + count):
+        picture, mask = scene(index, size)
+        picture.save(root / part / f"images/{index}.png")
+        mask.save(root / part / f"masks/{index}.png")
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("scenes")
+    write(root, "train", 12)
+    write(root, "val", 5, first=100)
+    (root / "classes.txt").write_text("\n".join(NAMES) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(scenes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    run("train", "segment", "--data", scenes, "--out", out, *QUICK)
+    return out
+
+
+@pytest.fixture(scope="session")
+def weights(trained):
+    return trained / "best.safetensors"
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# -- training
+
+
+def test_a_run_leaves_what_it_should(trained):
+    files = {p.name for p in trained.iterdir()}
+    assert files == {"best.safetensors", "last.ckpt", "metrics.csv", "config.yaml", "curves.png", "tensorboard"}
+    (row,) = rows(trained)
+    columns = {"train_loss", "val_loss", "val_mean_iou", "val_pixel_accuracy"}
+    assert set(row) == {"epoch", "step", *columns, "lr", "seconds"}
+    metadata = read_checkpoint(trained / "best.safetensors").metadata
+    assert metadata["class_names"] == NAMES
+    assert metadata["input_size"] == [32, 48]
+    last, best = dicenet.load(trained / "last.ckpt"), dicenet.load(trained / "best.safetensors")
+    for key, value in best.state_dict().items():
+        torch.testing.assert_close(last.state_dict()[key], value, rtol=0, atol=0)
+
+
+def test_learns(scenes, tmp_path):
+    """Red discs and blue boxes are told apart from grey within a few epochs."""
+    arguments = ["--model", "mobilenetv2_050", "--img-size", "[32, 48]", "--decoder-channels", "4", "--workers", "0"]
+    recipe = ["--optimizer", "adamw", "--lr", "0.003", "--lr-mult", "1", "--schedule", "cosine", "--min-scale", "1"]
+    rest = ["--epochs", "12", "--batch-size", "4", "--device", "cpu", "--max-scale", "1"]
+    run("train", "segment", "--data", scenes, "--out", tmp_path / "out", *arguments, *recipe, *rest)
+    assert max(float(row["val_mean_iou"]) for row in rows(tmp_path / "out")) > 0.6, "ground alone has 0.3"
+
+
+def test_resumed(scenes, tmp_path, capsys):
+    out = tmp_path / "out"
+    run("train", "segment", "--data", scenes, "--out", out, *QUICK, "--class-weights", "inverse-log")
+    run("train", "segment", "--resume", out, "--epochs", "2")
+    assert [row["epoch"] for row in rows(out)] == ["1", "2"]
+    assert "resuming behind epoch 1 of 2" in capsys.readouterr().out
+    run("train", "segment", "--resume", out)
+    assert "all 2 epochs are finished" in capsys.readouterr().out
+
+
+def test_other_classes_start_with_a_fresh_last_convolution(weights, scenes, tmp_path, capsys, fails):
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    (data / "classes.txt").write_text("ground\ndisc\nbox\nsky\n")
+    start = ["train", "segment", "--data", data, "--weights", weights, *QUICK[2:]]
+    run(*start, "--out", tmp_path / "out")
+    assert "the last convolution is fresh, for 4 classes" in re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert dicenet.load(tmp_path / "out/best.safetensors").num_classes == 4
+    fails(*start, "--model", "dicenet_020", message="is a checkpoint of dicenet_010, not of dicenet_020")
+    fails(*start, "--pretrained", message="--pretrained names weights, and so does --weights")
+    fails(
+        "evaluate", "segment", "--weights", weights, "--data", data, message=r"3 classes .*data has 4.*unknown ones: sky"
+    )
+
+
+def test_the_backbone_starts_a_classifier_and_a_classifier_the_backbone(weights, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("red", "blue"):
+        (tmp_path / "data" / name).mkdir()
+        for index in range(4):
+            Image.new("RGB", SIZE, name).save(tmp_path / "data" / name / f"{index}.png")
+    quick = ["--epochs", "1", "--batch-size", "2", "--workers", "0", "--device", "cpu", "--lr", "1e-12"]
+    classify = ["train", "classify", "--data", tmp_path / "data", "--out", tmp_path / "classifier"]
+    run(*classify, "--weights", weights, *quick)
+    network, classifier = dicenet.load(weights), dicenet.load(tmp_path / "classifier/best.safetensors")
+    ours, theirs = network.backbone.model.stem.conv.weight, classifier.stem.conv.weight
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-6)
+
+
+def test_held_out_where_there_is_one_part(scenes, tmp_path, capsys):
+    shutil.copytree(scenes / "train", tmp_path / "data")
+    run("train", "segment", "--data", tmp_path / "data", "--out", tmp_path / "out", *QUICK)
+    out = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "10 pictures to train on, 2 to judge by (20% of all held out)" in out
+    assert "3 classes" in out, "the largest number in the masks tells how many"
+
+
+def test_wrong_training_arguments(scenes, weights, tmp_path, fails):
+    start = ["train", "segment", "--data", scenes]
+    fails("train", "segment", message="no data: give --data FOLDER")
+    fails(*start, "--model", "dicenet_101", message="no timm model")
+    fails(*start, "--model", "vit_tiny_patch16_224", message="two of 1/16 or larger are needed|no feature maps")
+    fails(*start, "--epochs", "0", message="epochs must be at least 1")
+    fails(*start, "--schedule", "step", message="choose one of linear, cosine, poly, hybrid, constant")
+    fails(*start, "--optimizer", "adam", message="choose one of sgd, adamw")
+    fails(*start, "--class-weights", "official", message="choose one of none, dataset, inverse-log")
+    fails(*start, "--class-weights", "dataset", message="brings no class weights along: use --class-weights inverse-log")
+    fails(*start, "--val-split", "holdout", message="has no part holdout: it has train, val")
+    fails(*start, "--weights", tmp_path / "none.pth", message="none.pth")
+    fails(*start, "--min-scale", "3", message="not above max_scale")
+    fails(*start, "--coco", tmp_path, "--model", "dicenet_010", message="21 classes")
+    assert not any(p.name == "runs" for p in tmp_path.iterdir())
+
+
+def broken(scenes, root):
+    shutil.copytree(scenes, root)
+    return root / "train/images/3.png", root / "train/masks/3.png"
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("size", r"3\.png is 48x32, its mask 20x32: they must have the same size"),
+        ("ids", r"mask .*3\.png holds 9, the classes are 0 to 2 and 255 is void: give --ignore-id"),
+        ("rgb", r"mask .*3\.png has colours \(RGB\)"),
+        ("missing", r"mask .*3\.png is missing"),
+    ],
+)
+def test_faulty_masks(scenes, tmp_path, fails, fault, message, workers):
+    picture, mask = broken(scenes, tmp_path / "data")
+    match fault:
+        case "size":
+            Image.new("L", (20, 32)).save(mask)
+        case "ids":
+            Image.new("L", SIZE, 9).save(mask)
+        case "rgb":
+            Image.new("RGB", SIZE, "red").save(mask)
+        case "missing":
+            mask.unlink()
+    arguments = ["train", "segment", "--data", tmp_path / "data", *QUICK, "--workers", workers]
+    fails(*arguments, "--out", tmp_path / "out", message=message)
+    if fault == "ids":
+        run(*arguments, "--out", tmp_path / "out", "--ignore-id", "[9]")
+
+
+# -- evaluation
+
+
+def test_evaluation_agrees_with_a_plain_loop(scenes, weights, tmp_path, capsys):
+    run("evaluate", "segment", "--weights", weights, "--data", scenes, "--out", tmp_path / "out", "--workers", "0")
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"results.json", "confusion.png", "pictures.png"}
+    net = dicenet.load(weights).eval()
+    hits, sums = np.zeros(3), np.zeros(3)
+    for index in range(100, 105):
+        picture, mask = scene(index)
+        x = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+        x = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+        with torch.inference_mode():
+            labels = net(x[None])[0].argmax(0).numpy()
+        truth = np.array(mask)
+        for c in range(3):
+            hits[c] += ((labels == c) & (truth == c)).sum()
+            sums[c] += ((labels == c) & (truth != 255)).sum() + (truth == c).sum()
+    np.testing.assert_allclose(results["iou_per_class"], hits / (sums - hits), atol=2e-3)
+    assert results["mean_iou"] == pytest.approx(np.mean(results["iou_per_class"]))
+    assert "mean IoU" in capsys.readouterr().out
+
+
+def test_evaluation_window_by_window(scenes, weights, tmp_path):
+    """Windows as large as the pictures give what whole pictures give."""
+    found = {}
+    for mode in ("whole", "sliding"):
+        out = tmp_path / mode
+        arguments = ["--mode", mode, "--workers", "0", "--draw", "0"]
+        run("evaluate", "segment", "--weights", weights, "--data", scenes, "--out", out, *arguments)
+        found[mode] = json.loads((out / "results.json").read_text())
+    assert found["sliding"]["mean_iou"] == pytest.approx(found["whole"]["mean_iou"], abs=1e-3)
+    assert not (tmp_path / "sliding/pictures.png").exists()
+
+
+def test_the_best_epoch_scores_what_training_said(scenes, trained, weights, tmp_path):
+    run("evaluate", "segment", "--weights", weights, "--data", scenes, "--out", tmp_path / "out", "--workers", "0")
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    best = max(float(row["val_mean_iou"]) for row in rows(trained))
+    assert results["mean_iou"] == pytest.approx(best, abs=2e-3)
+
+
+def test_wrong_evaluation_arguments(scenes, weights, tmp_path, fails, shared):
+    start = ["evaluate", "segment", "--data", scenes]
+    fails(*start, "--weights", weights, "--mode", "windows", message="choose one of whole, sliding")
+    fails(*start, "--weights", tmp_path, message=str(tmp_path))
+    dicenet.save(timm.create_model("dicenet_010", num_classes=2), tmp_path / "classifier.safetensors")
+    fails(*start, "--weights", tmp_path / "classifier.safetensors", message="is a classifier, not a segmentation network")
+    unnamed = tmp_path / "unnamed.pth"
+    unnamed.symlink_to(shared("weights/dicenet_s_0.2_pascal_384x384.pth"))
+    voc = ["evaluate", "segment", "--data", shared("data/voc2012_mini"), "--weights", unnamed]
+    fails(*voc, message="does not say for which size of pictures it was trained: give --img-size")
+
+
+# -- prediction
+
+
+def test_prediction(scenes, weights, tmp_path, capsys):
+    (tmp_path / "bad.png").write_bytes(b"")
+    out = tmp_path / "out"
+    run("predict", "segment", "--weights", weights, "--out", out, scenes / "val/images", tmp_path / "bad.png")
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "5 answered, 1 left out" in said
+    assert "ms a picture" in said
+    answers = json.loads((out / "predictions.json").read_text())
+    assert answers["class_names"] == NAMES
+    assert [error["reason"] for error in answers["errors"]] == [f"{tmp_path / 'bad.png'}: the file is empty"]
+    for item in answers["items"]:
+        result = item["result"]
+        with Image.open(out / result["mask"]) as mask:
+            assert mask.mode == "P"
+            assert mask.size == SIZE
+            counts = np.bincount(np.asarray(mask).ravel(), minlength=3) / (SIZE[0] * SIZE[1])
+        for found in result["classes"]:
+            assert found["share"] == pytest.approx(counts[found["index"]], abs=1e-6)
+            assert found["class"] == NAMES[found["index"]]
+        assert sum(found["share"] for found in result["classes"]) == pytest.approx(1, abs=1e-5)
+    assert len(list((out / "pictures").iterdir())) == len(list((out / "masks").iterdir())) == 5
+    assert (out / "legend.png").exists()
+
+
+@pytest.mark.parametrize("mode", ["whole", "sliding"])
+def test_pictures_of_extreme_sizes(weights, tmp_path, mode):
+    for size in ((1, 1), (3, 500), (500, 3)):
+        Image.new("RGB", size, "red").save(tmp_path / f"{size[0]}x{size[1]}.png")
+    pictures = sorted(tmp_path.glob("*.png"))
+    run("predict", "segment", "--weights", weights, "--out", tmp_path / "out", "--mode", mode, *pictures)
+    answers = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [item["result"]["size"] for item in answers["items"]] == [[1, 1], [500, 3], [3, 500]]
+
+
+def test_memory_for_a_large_picture(weights, tmp_path):
+    """6000x4000 pixels: 72 MB of bytes. Whole pictures cost no more than a few of these."""
+    Image.new("RGB", (6000, 4000), (200, 30, 30)).save(tmp_path / "large.png")
+    arguments = ["predict", "segment", "--weights", weights, "--out", tmp_path / "out", tmp_path / "large.png"]
+    code = (
+        "import resource, sys, dicenet_cli\n"
+        f"code = dicenet_cli.main({[str(a) for a in arguments]})\n"
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    peak = int(re.search(r"peak (\d+)", done.stdout)[1])
+    assert peak < 2048, f"{peak} MB"
+    with Image.open(tmp_path / "out/masks/large.png") as mask:
+        assert mask.size == (6000, 4000)
+
+
+def test_prediction_of_nothing_readable(weights, tmp_path, fails):
+    (tmp_path / "bad.png").write_bytes(b"")
+    predict = ["predict", "segment", "--weights", weights]
+    fails(*predict, "--out", tmp_path / "out", tmp_path / "bad.png", message="none of the 1 pictures could be read")
+    fails(*predict, tmp_path / "nothing", message="does not exist")
+
+
+def test_official_checkpoint_on_the_cat(shared, tmp_path):
+    """Most of the official map is one animal on background: so says the JSON."""
+    picture = shared("reference/official/seg_input_cat_384x384.png")
+    official = shared("weights/dicenet_s_1.0_pascal_384x384.pth")
+    run("predict", "segment", "--weights", official, "--out", tmp_path / "out", picture)
+    answers = json.loads((tmp_path / "out/predictions.json").read_text())
+    (item,) = answers["items"]
+    with Image.open(shared("reference/official/seg_dicenet_s1.0_pascal_384x384_cat_labels.png")) as labels:
+        expected = np.bincount(np.asarray(labels).ravel(), minlength=21) / 384**2
+    for found in item["result"]["classes"]:
+        assert found["share"] == pytest.approx(expected[found["index"]], abs=1e-3)
