@@ -144,7 +144,13 @@ def test_other_classes_start_with_a_fresh_last_convolution(weights, scenes, tmp_
     fails(*start, "--model", "dicenet_020", message="is a checkpoint of dicenet_010, not of dicenet_020")
     fails(*start, "--pretrained", message="--pretrained names weights, and so does --weights")
     fails(
-        "evaluate", "segment", "--weights", weights, "--data", data, message=r"3 classes .*data has 4.*unknown ones: sky"
+        "evaluate",
+        "segment",
+        "--weights",
+        weights,
+        "--data",
+        data,
+        message=r"3 classes .*data has 4.*unknown ones: sky",
     )
 
 
@@ -179,7 +185,9 @@ def test_wrong_training_arguments(scenes, weights, tmp_path, fails):
     fails(*start, "--schedule", "step", message="choose one of linear, cosine, poly, hybrid, constant")
     fails(*start, "--optimizer", "adam", message="choose one of sgd, adamw")
     fails(*start, "--class-weights", "official", message="choose one of none, dataset, inverse-log")
-    fails(*start, "--class-weights", "dataset", message="brings no class weights along: use --class-weights inverse-log")
+    fails(
+        *start, "--class-weights", "dataset", message="brings no class weights along: use --class-weights inverse-log"
+    )
     fails(*start, "--val-split", "holdout", message="has no part holdout: it has train, val")
     fails(*start, "--weights", tmp_path / "none.pth", message="none.pth")
     fails(*start, "--min-scale", "3", message="not above max_scale")
@@ -231,7 +239,9 @@ def test_evaluation_agrees_with_a_plain_loop(scenes, weights, tmp_path, capsys):
     for index in range(100, 105):
         picture, mask = scene(index)
         x = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
-        x = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+        x = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
+            :, None, None
+        ]
         with torch.inference_mode():
             labels = net(x[None])[0].argmax(0).numpy()
         truth = np.array(mask)
@@ -267,7 +277,9 @@ def test_wrong_evaluation_arguments(scenes, weights, tmp_path, fails, shared):
     fails(*start, "--weights", weights, "--mode", "windows", message="choose one of whole, sliding")
     fails(*start, "--weights", tmp_path, message=str(tmp_path))
     dicenet.save(timm.create_model("dicenet_010", num_classes=2), tmp_path / "classifier.safetensors")
-    fails(*start, "--weights", tmp_path / "classifier.safetensors", message="is a classifier, not a segmentation network")
+    fails(
+        *start, "--weights", tmp_path / "classifier.safetensors", message="is a classifier, not a segmentation network"
+    )
     unnamed = tmp_path / "unnamed.pth"
     unnamed.symlink_to(shared("weights/dicenet_s_0.2_pascal_384x384.pth"))
     voc = ["evaluate", "segment", "--data", shared("data/voc2012_mini"), "--weights", unnamed]

@@ -344,5 +344,3 @@ def test_evaluation_transform_does_not_keep_the_aspect_and_leaves_the_mask():
     assert target.shape == (40, 60)
     assert image[0, :, :11].gt(0).all()
     assert image[0, :, 13:].lt(0).all()
-
-

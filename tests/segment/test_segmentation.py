@@ -1,5 +1,7 @@
 """Segmentation networks on any backbone and input, the shapes of masks, and how label maps are made."""
 
+import csv
+
 import numpy as np
 import pytest
 import timm
@@ -7,8 +9,9 @@ import torch
 from PIL import Image
 
 import dicenet
-from dicenet.classes import VOC
+from dicenet.classes import CAMVID, CITYSCAPES, VOC
 from dicenet.data.coco_masks import draw_mask, read_coco_as_voc
+from dicenet.tasks.segment.drawing import overlay, palette
 from dicenet.tasks.segment.inference import resized_labels, sliding_labels
 
 SIZES = [(375, 1242), (350, 525), (33, 65)]  # all crash in the official code
@@ -76,6 +79,28 @@ def test_classifier_starts_segmentation(tmp_path):
     assert (net.trained_size, net.num_classes) == ((64, 64), 5)
     with pytest.raises(dicenet.WeightsError, match="no segmentation network"):
         dicenet.load(tmp_path / "net.safetensors", task="segment")
+
+
+def test_palettes(shared):
+    """VOC's colours are those of its own masks, CamVid's those of its list, Cityscapes' well known."""
+    (path, *_) = sorted(shared("data/voc2012_mini/SegmentationClass").iterdir())
+    with Image.open(path) as picture:
+        expected = np.array(picture.getpalette()).reshape(-1, 3)
+    np.testing.assert_array_equal(palette(VOC), expected[:21])
+    with shared("data/camvid/classes.tsv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["name"] != "Unlabelled"]
+    assert palette(CAMVID) == [(int(row["r"]), int(row["g"]), int(row["b"])) for row in rows]
+    assert palette(CITYSCAPES)[:2] == [(128, 64, 128), (244, 35, 232)]
+    assert palette(["a", "b"]) == [(128, 0, 0), (0, 128, 0)], "black is for a background"
+
+
+def test_overlay_leaves_background_and_void():
+    labels = np.array([[0, 1, 255]], np.uint8)
+    image = overlay(Image.new("RGB", (3, 1), (100, 100, 100)), labels, ["background", "thing"])
+    mixed = round(0.4 * 100 + 0.6 * 128), round(0.4 * 100), round(0.4 * 100)
+    found = np.asarray(image)[0]
+    np.testing.assert_array_equal(found[[0, 2]], [[100] * 3] * 2)
+    np.testing.assert_allclose(found[1], mixed, atol=1)
 
 
 @pytest.mark.parametrize(("small", "large"), [((7, 5), (23, 18)), ((384, 384), (375, 500)), ((10, 10), (3, 7))])

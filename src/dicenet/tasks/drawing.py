@@ -125,8 +125,11 @@ def training_curves(rows: Sequence[dict[str, float]], score: str, score_label: s
     return figure
 
 
-def confusion_plot(matrix: Any, class_names: Sequence[str]) -> Figure:
-    """A confusion matrix, rows are the true classes; counts are written in when there are few classes."""
+def confusion_plot(matrix: Any, class_names: Sequence[str], counted: str = "") -> Figure:
+    """A confusion matrix, rows are the true classes; counts are written in when there are few classes.
+
+    ``counted`` says above the plot what they count.
+    """
     matrix = np.asarray(matrix)
     count = len(class_names)
     side = min(14.0, 2.2 + 0.42 * count)
@@ -145,4 +148,5 @@ def confusion_plot(matrix: Any, class_names: Sequence[str]) -> Figure:
             if value:
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, str(value), ha="center", va="center", fontsize=8, color=colour)
+        axes.set_title(counted, fontsize=10)
     return figure

@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torchvision.datasets import Cityscapes
 
-from dicenet.classes import CITYSCAPES
 from dicenet.data.masks import IGNORE
 from dicenet.tasks.drawing import fitted, font, shortened
 
@@ -16,7 +15,23 @@ Color = tuple[int, int, int]
 _BACKGROUND = "background"
 _OPACITY = 0.6
 _VOID: Color = (224, 224, 192)
-_CITY = {label.name: label.color for label in Cityscapes.classes}
+#: Colours that data sets have of their own, in which their users know the classes.
+_OWN: tuple[dict[str, Color], ...] = (
+    {label.name: label.color for label in Cityscapes.classes} | {"background": (0, 0, 0)},
+    {
+        "Sky": (128, 128, 128),
+        "Building": (128, 0, 0),
+        "Pole": (192, 192, 128),
+        "Road": (128, 64, 128),
+        "Pavement": (60, 40, 222),
+        "Tree": (128, 128, 0),
+        "SignSymbol": (192, 128, 128),
+        "Fence": (64, 64, 128),
+        "Car": (64, 0, 128),
+        "Pedestrian": (64, 64, 0),
+        "Bicyclist": (0, 128, 192),
+    },
+)
 _ROW = 22
 
 
@@ -30,9 +45,10 @@ def _voc_color(index: int) -> Color:
 
 
 def palette(class_names: Sequence[str]) -> list[Color]:
-    """A colour for each class: Cityscapes' own, else VOC's, whose black is kept for a background."""
-    if set(class_names) <= set(CITYSCAPES):
-        return [_CITY.get(name, (0, 0, 0)) for name in class_names]
+    """A colour for each class: Cityscapes' and CamVid's own, else VOC's, whose black is kept for a background."""
+    for own in _OWN:
+        if set(class_names) <= set(own):
+            return [own[name] for name in class_names]
     first = 0 if class_names[0].lower().strip("_") == _BACKGROUND else 1
     return [_voc_color(index + first) for index in range(len(class_names))]
 

@@ -111,7 +111,9 @@ def evaluate(
     }
     write_json(folder / "results.json", results)
     if len(names) <= 100:
-        write_bytes(folder / "confusion.png", png(confusion_plot(_in_thousands(confusion), names)))
+        write_bytes(
+            folder / "confusion.png", png(confusion_plot(_in_thousands(confusion), names, "thousands of pixels"))
+        )
     if draw > 0:
         segmenter = Segmenter(used, preprocessing, root, mode)
         _draw(part, draw, segmenter, order, names, folder / "pictures.png")
