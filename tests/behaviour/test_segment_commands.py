@@ -1,4 +1,4 @@
-"""``train``, ``evaluate`` and ``predict segment`` end to end on tiny data, and what they say when something is wrong."""
+"""``train``, ``evaluate`` and ``predict segment`` end to end on tiny data, and what they say of bad input."""
 
 import csv
 import json
@@ -195,11 +195,6 @@ def test_wrong_training_arguments(scenes, weights, tmp_path, fails):
     assert not any(p.name == "runs" for p in tmp_path.iterdir())
 
 
-def broken(scenes, root):
-    shutil.copytree(scenes, root)
-    return root / "train/images/3.png", root / "train/masks/3.png"
-
-
 @pytest.mark.parametrize("workers", ["0", "1"])
 @pytest.mark.parametrize(
     ("fault", "message"),
@@ -211,7 +206,8 @@ def broken(scenes, root):
     ],
 )
 def test_faulty_masks(scenes, tmp_path, fails, fault, message, workers):
-    picture, mask = broken(scenes, tmp_path / "data")
+    shutil.copytree(scenes, tmp_path / "data")
+    mask = tmp_path / "data/train/masks/3.png"
     match fault:
         case "size":
             Image.new("L", (20, 32)).save(mask)

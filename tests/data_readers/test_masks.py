@@ -128,7 +128,7 @@ def test_camvid_with_the_paths_of_another_machine(tmp_path):
     assert data.class_weights is None
     assert classes(data.parts["test"]) == [0, 255]
     (tmp_path / "val.txt").write_text("val/a.png\n")
-    with pytest.raises(dicenet.DataError, match="needs a picture and a mask in each line, got 'val/a.png'"):
+    with pytest.raises(dicenet.DataError, match=r"needs a picture and a mask in each line, got 'val/a\.png'"):
         open_segmentation_data(str(tmp_path))
 
 
@@ -240,7 +240,7 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_named(tmp_path):
     loader = open_segmentation_data(str(tmp_path)).parts["all"].loader(TRANSFORM, False, LoaderSettings(3, 0))
     (batch,) = loader
     assert [name.split("/")[-1] for name in batch["name"]] == ["a.jpg", "c.jpg"]
-    assert list(batch["errors"].values())[0].endswith("the file is empty")
+    assert next(iter(batch["errors"].values())).endswith("the file is empty")
 
 
 def test_evaluation_keeps_each_masks_size(tmp_path):
@@ -272,9 +272,9 @@ def test_each_process_gets_its_own_share(monkeypatch):
     for rank in range(3):
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
         sampler = EachOnce(data)
-        shares.append(list(sampler))
-        assert len(sampler) == len(shares[-1])
-    assert sorted(sum(shares, [])) == data, "none twice, none left out"
+        shares += list(sampler)
+        assert len(sampler) == len(list(sampler))
+    assert sorted(shares) == data, "none twice, none left out"
 
 
 # -- augmentation

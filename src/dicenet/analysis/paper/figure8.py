@@ -103,8 +103,8 @@ def figure_8(rows: Sequence[dict[str, Any]]) -> Figure:
             pictures, size = ours[0]["measured_pictures"], ours[0]["input"]
             label = f"{title} at {size}x{size}, measured here on {pictures} of its pictures"
             values = [row["measured_mean_iou"] for row in ours]
-            style = {"marker": "*", "s": 130, "facecolors": "none", "edgecolors": colour}
-            axes.scatter([row["macs"] for row in ours], values, label=label, **style)
+            macs = [row["macs"] for row in ours]
+            axes.scatter(macs, values, s=130, marker="*", facecolors="none", edgecolors=colour, label=label)
     axes.set(xlabel="multiply-adds (M)", ylabel="mean IoU (%)", xscale="log")
     axes.set_xticks([50, 100, 200, 400, 800], labels=["50", "100", "200", "400", "800"])
     axes.minorticks_off()

@@ -111,9 +111,8 @@ def evaluate(
     }
     write_json(folder / "results.json", results)
     if len(names) <= 100:
-        write_bytes(
-            folder / "confusion.png", png(confusion_plot(_in_thousands(confusion), names, "thousands of pixels"))
-        )
+        plot = confusion_plot(_in_thousands(confusion), names, "thousands of pixels")
+        write_bytes(folder / "confusion.png", png(plot))
     if draw > 0:
         segmenter = Segmenter(used, preprocessing, root, mode)
         _draw(part, draw, segmenter, order, names, folder / "pictures.png")
