@@ -133,6 +133,22 @@ def test_resumed(scenes, tmp_path, capsys):
     assert "all 2 epochs are finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_several_processes(scenes, tmp_path):
+    """Two processes judge each of five pictures once, together."""
+    # frozen norms are the same in both processes, so that the saved network is what was judged
+    several = ["--devices", "2", "--strategy", "ddp", "--freeze-norms"]
+    start = ["train", "segment", "--data", scenes, "--out", tmp_path / "out", *QUICK, *several]
+    done = subprocess.run([sys.executable, "-m", "dicenet_cli", *start], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    evaluate = ["evaluate", "segment", "--weights", tmp_path / "out/best.safetensors", "--data", scenes]
+    run(*evaluate, "--out", tmp_path / "evaluation", "--workers", "0", "--no-optimize")
+    results = json.loads((tmp_path / "evaluation/results.json").read_text())
+    (row,) = rows(tmp_path / "out")
+    assert float(row["val_mean_iou"]) == pytest.approx(results["mean_iou"], abs=1e-5)
+    assert float(row["val_pixel_accuracy"]) == pytest.approx(results["pixel_accuracy"], abs=1e-5)
+
+
 def test_other_classes_start_with_a_fresh_last_convolution(weights, scenes, tmp_path, capsys, fails):
     data = tmp_path / "data"
     shutil.copytree(scenes, data)

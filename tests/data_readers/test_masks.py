@@ -275,6 +275,8 @@ def test_each_process_gets_its_own_share(monkeypatch):
         shares += list(sampler)
         assert len(sampler) == len(list(sampler))
     assert sorted(shares) == data, "none twice, none left out"
+    with pytest.raises(dicenet.DataError, match=r"too few pictures to judge by \(2\) for 3 processes"):
+        list(EachOnce(data[:2]))
 
 
 # -- augmentation

@@ -153,7 +153,7 @@ def test_scores_by_hand():
 def test_scores_of_nothing():
     assert scores(torch.zeros(2, 2))["mean_iou"] == 0
     task = SegmentTask(network(), "abc")
-    with pytest.raises(dicenet.DataError, match="no picture to judge by could be read: there are none"):
+    with pytest.raises(dicenet.DataError, match="nothing to judge by in the pictures: their masks are void everywhere, or there are none"):
         task.all_scores()
 
 

@@ -171,7 +171,10 @@ class EachOnce(DistributedSampler[Any]):
     def _indices(self) -> range:
         ready = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank, count = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if ready else (0, 1)
-        return range(rank, len(self.dataset), count)  # type: ignore[arg-type]
+        pictures = len(self.dataset)  # type: ignore[arg-type]
+        if pictures < count:  # Lightning cannot wait for a process that has nothing to do
+            raise DataError(f"too few pictures to judge by ({pictures}) for {count} processes: give fewer --devices")
+        return range(rank, pictures, count)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._indices())

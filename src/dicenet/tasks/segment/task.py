@@ -1,6 +1,7 @@
 """The segmentation module: loss, metrics, optimisation."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -203,14 +204,18 @@ class SegmentTask(L.LightningModule):
         self.loss.reset()
 
     def all_scores(self) -> dict[str, Any]:
-        """What :func:`dicenet.tasks.segment.metrics.scores` gives. Raises DataError if no picture could be read."""
-        if not self.confusion.update_called:
-            reason = next(iter(self.bad_pictures.values()), "there are none")
-            raise DataError(f"no picture to judge by could be read: {reason}")
-        return scores(self.confusion.compute())
+        """What :func:`dicenet.tasks.segment.metrics.scores` gives. Raises DataError if no picture could be read, or all is void."""
+        with warnings.catch_warnings():
+            # each process must ask for the sum over all, also one that could read none of its pictures
+            warnings.filterwarnings("ignore", message=r".*was called before the ``update`` method")
+            confusion = self.confusion.compute()
+        if not confusion.any():
+            reason = next(iter(self.bad_pictures.values()), "their masks are void everywhere, or there are none")
+            raise DataError(f"there is nothing to judge by in the pictures: {reason}")
+        return scores(confusion)
 
     def validation_scores(self) -> dict[str, float]:
         """Fractions of one: mean_iou, pixel_accuracy; and the mean loss."""
         found = self.all_scores()
         result = {key: float(found[key]) for key in ("mean_iou", "pixel_accuracy")}
-        return result | ({"loss": float(self.loss.compute())} if self.loss.update_called else {})
+        return result | {"loss": float(self.loss.compute())}
