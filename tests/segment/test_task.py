@@ -153,7 +153,7 @@ def test_scores_by_hand():
 def test_scores_of_nothing():
     assert scores(torch.zeros(2, 2))["mean_iou"] == 0
     task = SegmentTask(network(), "abc")
-    with pytest.raises(dicenet.DataError, match="nothing to judge by in the pictures: their masks are void everywhere, or there are none"):
+    with pytest.raises(dicenet.DataError, match="nothing to judge by in the pictures: all is void"):
         task.all_scores()
 
 

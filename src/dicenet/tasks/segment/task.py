@@ -204,13 +204,13 @@ class SegmentTask(L.LightningModule):
         self.loss.reset()
 
     def all_scores(self) -> dict[str, Any]:
-        """What :func:`dicenet.tasks.segment.metrics.scores` gives. Raises DataError if no picture could be read, or all is void."""
+        """What :func:`dicenet.tasks.segment.metrics.scores` gives. Raises DataError if there is nothing to judge by."""
         with warnings.catch_warnings():
             # each process must ask for the sum over all, also one that could read none of its pictures
             warnings.filterwarnings("ignore", message=r".*was called before the ``update`` method")
             confusion = self.confusion.compute()
         if not confusion.any():
-            reason = next(iter(self.bad_pictures.values()), "their masks are void everywhere, or there are none")
+            reason = next(iter(self.bad_pictures.values()), "all is void")
             raise DataError(f"there is nothing to judge by in the pictures: {reason}")
         return scores(confusion)
 
