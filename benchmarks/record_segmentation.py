@@ -1,11 +1,10 @@
-"""Write what a segmentation run and its evaluation gave: one row in a CSV, the epochs in another, and the curves.
+"""Write what a segmentation run and its evaluation gave: one row in a CSV, and the epochs in another.
 
-python benchmarks/record_segmentation.py RUN_FOLDER EVALUATION_FOLDER OUT    # OUT.csv, OUT_epochs.csv, OUT_curves.png
+python benchmarks/record_segmentation.py RUN_FOLDER EVALUATION_FOLDER OUT    # OUT.csv, OUT_epochs.csv
 """
 
 import csv
 import json
-import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -47,7 +46,6 @@ def main(run: Path, evaluation: Path, out: str) -> None:
     }
     write_csv(Path(f"{out}.csv"), [row])
     write_csv(Path(f"{out}_epochs.csv"), epochs)
-    shutil.copyfile(run / "curves.png", f"{out}_curves.png")
     print(row)
 
 
