@@ -39,7 +39,7 @@ def main() -> None:
         right.bar(at, list(classes.values()), width=0.27, color=colour, label=f"{total} on average")
         right.set_xticks(range(len(classes)), list(classes), rotation=60, ha="right")
     left.set(xlabel="epoch", ylabel="mean IoU on val (%)")
-    right.set(ylabel="IoU on test (%)")
+    right.set(ylabel="IoU on test (%)", ylim=(0, 119))  # room for the legend
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
