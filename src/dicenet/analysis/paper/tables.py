@@ -28,11 +28,14 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "peak_maps": ("maps at once (MB)", "{:.2f}".format),
     "all_maps": ("all maps (MB)", "{:.1f}".format),
     "paper_top1": ("paper's top-1 (%)", "{:.1f}".format),
+    "measured": ("measured here", str),
+    "note": ("note", str),
+}
+#: The same of columns that only figures have.
+_OF_FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "published_mean_iou": ("published mean IoU (%, VOC val)", "{:.2f}".format),
     "measured_mean_iou": ("mean IoU measured here (%, few pictures)", "{:.2f}".format),
     "measured_pictures": ("pictures", str),
-    "measured": ("measured here", str),
-    "note": ("note", str),
 }
 RESULTS = Path(dicenet.__file__).parents[2] / "results"
 
@@ -141,7 +144,8 @@ class Page(NamedTuple):
 def readable(rows: Sequence[dict[str, Any]], title: str, note: str = "") -> Page:
     """Rows with the columns that have anything in them."""
     used = [key for key in rows[0] if any(row[key] not in (None, "") for row in rows)]
-    formats = {key: _COLUMNS.get(key, (key.removeprefix("paper_").replace("_", " "), str)) for key in used}
+    known = _COLUMNS | _OF_FIGURES
+    formats = {key: known.get(key, (key.removeprefix("paper_").replace("_", " "), str)) for key in used}
     cells = [["" if row[key] is None else formats[key][1](row[key]) for key in used] for row in rows]
     return Page(title, [formats[key][0] for key in used], cells, note)
 
