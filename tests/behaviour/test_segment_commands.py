@@ -197,6 +197,9 @@ def test_wrong_training_arguments(scenes, weights, tmp_path, fails):
     fails("train", "segment", message="no data: give --data FOLDER")
     fails(*start, "--model", "dicenet_101", message="no timm model")
     fails(*start, "--model", "vit_tiny_patch16_224", message="two of 1/16 or larger are needed|no feature maps")
+    fails(*start, "--model", "dicenet_010.edgenets_voc_9", message="names weights that timm does not have")
+    fails(*start, "--ignore-id", "x", message=r"--ignore-id must be a whole number or several, such as 0 or \[0,7\]")
+    fails(*start, "--crop-size", "x", message=r"--crop-size must be a whole number or \[height, width\]")
     fails(*start, "--epochs", "0", message="epochs must be at least 1")
     fails(*start, "--schedule", "step", message="choose one of linear, cosine, poly, hybrid, constant")
     fails(*start, "--optimizer", "adam", message="choose one of sgd, adamw")
@@ -235,8 +238,8 @@ def test_faulty_masks(scenes, tmp_path, fails, fault, message, workers):
             mask.unlink()
     arguments = ["train", "segment", "--data", tmp_path / "data", *QUICK, "--workers", workers]
     fails(*arguments, "--out", tmp_path / "out", message=message)
-    if fault == "ids":
-        run(*arguments, "--out", tmp_path / "again", "--ignore-id", "[9]")
+    for ids in ("9", "[9,7]") if fault == "ids" else ():
+        run(*arguments, "--out", tmp_path / ids, "--ignore-id", ids)
 
 
 # -- evaluation

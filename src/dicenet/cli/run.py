@@ -81,11 +81,17 @@ def _one_line(error: BaseException) -> str:
     return " ".join(text.split())
 
 
+_SIZE = "a whole number or [height, width], such as 224 or [192,256]"
+#: Options with a choice of types, which jsonargparse explains at length.
+_FORMS = {"img_size": _SIZE, "crop_size": _SIZE, "ignore_id": "a whole number or several, such as 0 or [0,7]"}
+
+
 def _parser_message(error: Exception) -> str:
     """The useful part of jsonargparse's messages, with the options' usual names."""
     text = re.sub(r"\s+", " ", str(error)).strip()
-    if "img_size" in text and "Union" in text:
-        return "--img-size must be a whole number or [height, width], such as 224 or [192,256]"
+    for name, form in _FORMS.items():
+        if f'"{name}"' in text and "Union" in text:
+            return f"--{name.replace('_', '-')} must be {form}"
     text = re.sub(r'^Parser key "([a-z_]+)":', lambda m: f"--{m[1].replace('_', '-')}:", text)
     return re.sub(r"--[a-z][a-z_]+", lambda m: m[0].replace("_", "-"), text)
 

@@ -179,7 +179,7 @@ def _counted_classes(pairs: dict[str, list[Pair]], ignored: Sequence[int]) -> li
     return [str(index) for index in range(largest + 1)]
 
 
-def open_segmentation_data(path: str, ignore_ids: Sequence[int] = ()) -> SegmentationData:
+def open_segmentation_data(path: str, ignore_ids: int | Sequence[int] = ()) -> SegmentationData:
     """Open the data set at ``path``.
 
     Recognised: PASCAL VOC (with SBD), Cityscapes, CamVid, and folders ``images`` and ``masks``, whole or in parts
@@ -187,7 +187,7 @@ def open_segmentation_data(path: str, ignore_ids: Sequence[int] = ()) -> Segment
 
     Args:
         path: folder of the set.
-        ignore_ids: numbers in masks that are void, beside 255 and those of the layout.
+        ignore_ids: number or numbers in masks that are void, beside 255 and those of the layout.
 
     Raises:
         DataError: it does not exist, is in no known layout, or a picture or mask of it does not.
@@ -203,7 +203,7 @@ def open_segmentation_data(path: str, ignore_ids: Sequence[int] = ()) -> Segment
         )
     for pairs in found.pairs.values():
         _check_files(pairs)
-    ignored = (*found.ignored, *ignore_ids)
+    ignored = (*found.ignored, *((ignore_ids,) if isinstance(ignore_ids, int) else ignore_ids))
     names = found.class_names or _counted_classes(found.pairs, ignored)
     coding = MaskCoding(len(names), ignored, found.ids)
     parts = {part: MaskedPictures(_samples(pairs, coding), names) for part, pairs in found.pairs.items()}

@@ -7,6 +7,7 @@ from typing import Any, cast
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from dicenet.errors import ConfigError
@@ -167,6 +168,13 @@ def check_backbone(name: str) -> str:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]) or "see timm.list_models()"
         raise ConfigError(f"backbone {name!r} is no timm model: similar names: {near}")
+    try:
+        get_pretrained_cfg(name)
+    except RuntimeError as error:  # of its tag
+        raise ConfigError(
+            f"backbone {name!r} names weights that timm does not have: for official segmentation networks give them as "
+            "the weights, else see timm.list_pretrained()"
+        ) from error
     return name
 
 

@@ -39,7 +39,7 @@ def evaluate(
     out: str | None = None,
     img_size: int | tuple[int, int] | None = None,
     mode: str = "whole",
-    ignore_id: tuple[int, ...] = (),
+    ignore_id: int | tuple[int, ...] = (),
     draw: int = 10,
     batch_size: int = 8,
     workers: int | None = None,
@@ -56,7 +56,7 @@ def evaluate(
         out: folder for the results, new or empty; runs/segment/evaluate-<date>-<time> if not given.
         img_size: another input size in pixels, or [height, width], than the one saved with the weights.
         mode: whole (pictures are resized to the input size) or sliding (windows of that size, at full resolution).
-        ignore_id: numbers in masks that are void, beside 255.
+        ignore_id: number in masks that is void, beside 255; several as [0,7].
         draw: how many pictures to show beside their masks.
         batch_size: pictures at a time.
         workers: processes that read pictures.
@@ -71,7 +71,7 @@ def evaluate(
     check_mode(mode)
     console = Console()
     net, preprocessing = load_segmenter(weights, img_size)
-    dataset = open_segmentation_data(data, tuple(ignore_id))
+    dataset = open_segmentation_data(data, ignore_id)
     split, part = dataset.evaluation_part(split)
     order = _class_order(dataset.class_names, net, weights)
     names = dataset.class_names if order is None else class_names_of(net)

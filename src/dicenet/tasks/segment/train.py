@@ -62,7 +62,7 @@ def train(
     img_size: int | tuple[int, int] | None = None,
     crop_size: int | tuple[int, int] | None = None,
     decoder_channels: int | None = None,
-    ignore_id: tuple[int, ...] = (),
+    ignore_id: int | tuple[int, ...] = (),
     train_split: str | None = None,
     val_split: str | None = None,
     coco: str | None = None,
@@ -111,7 +111,7 @@ def train(
             weights, or 384.
         crop_size: size of the random parts that training sees; that of img_size if not given.
         decoder_channels: of each branch of the decoder's pyramid pooling; those of the weights, or half of the classes.
-        ignore_id: numbers in masks that are void, beside 255.
+        ignore_id: number in masks that is void, beside 255; several as [0,7].
         train_split: part to train on; the first there is of trainaug, train, all.
         val_split: part to judge epochs by; val, or test where there is none.
         coco: folder of COCO (annotations, train2017), whose pictures are added with VOC's classes.
@@ -172,7 +172,7 @@ def train(
     L.seed_everything(seed, workers=True, verbose=False)
     console = Console(quiet=process_rank() > 0)
 
-    dataset = open_segmentation_data(data, tuple(ignore_id))
+    dataset = open_segmentation_data(data, ignore_id)
     train_part, val_part, judged_on = _parts(dataset, train_split, val_split, val_fraction, seed)
     loss_weights = _class_weights(dataset, train_part, class_weights, class_weight_power, console)
     if coco is not None:
