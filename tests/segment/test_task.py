@@ -127,6 +127,7 @@ def test_the_decoder_learns_faster(optimizer):
         ({"schedule": "step"}, "choose one of linear, cosine, poly, hybrid, constant"),
         ({"warmup": 1}, "warmup is a part of the run"),
         ({"lr": 0}, "lr and lr_mult must be above 0"),
+        ({"cycled": 0}, "cycled must be at least 1 epoch, got 0"),
         ({"momentum": 1}, "momentum must lie between 0 and 1"),
     ],
 )

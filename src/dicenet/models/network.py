@@ -26,14 +26,14 @@ STEMS = ("standard", "small")
 ImgSize = int | tuple[int, int]
 
 
-def pair(img_size: ImgSize | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of a size given as one number or two; at least 32 each."""
+def pair(img_size: ImgSize | Sequence[int], name: str = "img_size") -> tuple[int, int]:
+    """(height, width) of a size given as one number or two; at least 32 each. Errors call it ``name``."""
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
     if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(side, int) for side in size):
-        raise ConfigError(f"img_size must be a whole number or (height, width), got {img_size!r}")
+        raise ConfigError(f"{name} must be a whole number or (height, width), got {img_size!r}")
     height, width = size
     if min(height, width) < MIN_IMG_SIZE:
-        raise ConfigError(f"img_size must be at least {MIN_IMG_SIZE} on both sides, got {height}x{width}")
+        raise ConfigError(f"{name} must be at least {MIN_IMG_SIZE} on both sides, got {height}x{width}")
     return height, width
 
 

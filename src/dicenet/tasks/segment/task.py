@@ -63,6 +63,8 @@ class SegmentOptimisation:
                 f"lr and lr_mult must be above 0 and weight_decay not below, got {self.lr}, {self.lr_mult} and "
                 f"{self.weight_decay}"
             )
+        if self.cycled is not None and self.cycled < 1:
+            raise ConfigError(f"cycled must be at least 1 epoch, got {self.cycled}")
         if not 0 < self.momentum < 1:
             raise ConfigError(f"momentum must lie between 0 and 1, got {self.momentum}")
 

@@ -186,7 +186,7 @@ def train(
     else:
         net = _network(model, weights, pretrained, dataset.class_names, img_size, decoder_channels, console)
     preprocessing = Preprocessing.of(net.pretrained_cfg)
-    crop = preprocessing.input_size if crop_size is None else pair(crop_size)
+    crop = preprocessing.input_size if crop_size is None else pair(crop_size, "crop_size")
     augmentation = MaskAugmentation(crop, min_scale, max_scale, hflip, color)
     # the seed moves on with the epochs, so that a resumed run does not see its first orders again
     settings = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed + finished)
