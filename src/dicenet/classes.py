@@ -82,3 +82,5 @@ CAMVID = (
     "Pedestrian",
     "Bicyclist",
 )
+#: Weights of the classes in the loss, from SegNet's tutorial.
+CAMVID_WEIGHTS = (0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826, 9.6446, 1.8418, 0.6823, 6.2478, 7.3614)

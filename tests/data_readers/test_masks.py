@@ -1,13 +1,21 @@
 """Data sets with masks in every layout: recognised, read, augmented, batched; and refused with the reason."""
 
+import csv
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import tv_tensors
 
 import dicenet
 from dicenet.classes import CAMVID, CITYSCAPES, VOC
-from dicenet.data.mask_transforms import MaskAugmentation, evaluation_pair_transform, training_pair_transform
+from dicenet.data.mask_transforms import (
+    MaskAugmentation,
+    RandomScale,
+    evaluation_pair_transform,
+    training_pair_transform,
+)
 from dicenet.data.masks import IGNORE, EachOnce, MaskCoding, MaskedPictures, decode, hold_out, read_mask
 from dicenet.data.samples import LoaderSettings
 from dicenet.data.segmentation import open_segmentation_data
@@ -69,12 +77,16 @@ def test_sbd_beside_voc(tmp_path):
     mask(tmp_path / "SegmentationClassAug/new.png", [[4]])
     lists = tmp_path / "ImageSets/Segmentation"
     lists.mkdir(parents=True)
-    (lists / "train_aug.txt").write_text("both\nnew\n")
+    (lists / "train_aug.txt").write_text("/JPEGImages/both.jpg /SegmentationClassAug/both.png\nnew\n")
+    (lists / "test.txt").write_text("hidden\n")
     (lists / "val.txt").write_text("old\n")
     data = open_segmentation_data(str(tmp_path))
     assert data.training_part()[0] == "train_aug"
     assert classes(data.parts["train_aug"]) == [2, 4]
     assert classes(data.parts["val"]) == [1]
+    assert data.evaluation_part("val")[0] == "val", "masks of test are not needed for it"
+    with pytest.raises(dicenet.DataError, match=r"hidden\.jpg is missing"):
+        data.evaluation_part("test")
 
 
 def cityscapes(root, suffix, numbers):
@@ -114,7 +126,10 @@ def test_camvid(shared):
     assert (data.layout, data.class_names) == ("CamVid", list(CAMVID))
     assert {name: len(part) for name, part in data.parts.items()} == {"train": 367, "val": 101, "test": 233}
     assert data.evaluation_part()[0] == "test"
-    assert data.class_weights[:3] == [0.2595, 0.1826, 4.564]
+    with shared("data/camvid/classes.tsv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["name"] != "Unlabelled"]
+    assert data.class_names == [row["name"] for row in rows]
+    assert data.class_weights == [float(row["class_weight"]) for row in rows]
     assert classes(MaskedPictures(data.parts["val"].samples[:10], data.class_names))[-1] == IGNORE
 
 
@@ -125,7 +140,6 @@ def test_camvid_with_the_paths_of_another_machine(tmp_path):
         (tmp_path / f"{part}.txt").write_text(f"/SegNet/CamVid/{part}/a.png /SegNet/CamVid/{part}annot/a.png\n\n")
     data = open_segmentation_data(str(tmp_path))
     assert data.class_names == list(CAMVID)
-    assert data.class_weights is None
     assert classes(data.parts["test"]) == [0, 255]
     (tmp_path / "val.txt").write_text("val/a.png\n")
     with pytest.raises(dicenet.DataError, match=r"needs a picture and a mask in each line, got 'val/a\.png'"):
@@ -169,7 +183,7 @@ def test_no_data_set(tmp_path):
     pairs(tmp_path)
     (tmp_path / "masks/b.png").unlink()
     with pytest.raises(dicenet.DataError, match=r"mask .*b\.png is missing: .*b\.jpg needs it"):
-        open_segmentation_data(str(tmp_path))
+        open_segmentation_data(str(tmp_path)).training_part()
     mask(tmp_path / "masks/b.png")
     data = open_segmentation_data(str(tmp_path))
     with pytest.raises(dicenet.ConfigError, match="has no part test: it has all"):
@@ -177,6 +191,10 @@ def test_no_data_set(tmp_path):
     for path in (tmp_path / "masks").iterdir():
         mask(path, [[255]])
     with pytest.raises(dicenet.DataError, match="the masks hold no classes"):
+        open_segmentation_data(str(tmp_path))
+    for path in (tmp_path / "masks").iterdir():
+        mask(path, [[0, 255]])  # the commonest mistake
+    with pytest.raises(dicenet.DataError, match=r"class 0 only \(255 is void\)"):
         open_segmentation_data(str(tmp_path))
 
 
@@ -204,6 +222,7 @@ def test_unknown_numbers_are_named(tmp_path):
         decode(np.arange(20)[None], MaskCoding(2), tmp_path / "m.png")
     with pytest.raises(dicenet.ConfigError, match="holds 256"):  # masks of 16 bits are not cut to 8
         decode(np.array([[256]]), MaskCoding(2), tmp_path / "m.png")
+    assert decode(np.array([[65535, 1]]), MaskCoding(2, ignored=(65535,)), tmp_path / "m.png").tolist() == [[255, 1]]
     assert decode(np.array([[0, 9, 255]]), MaskCoding(2, ignored=(9,)), tmp_path / "m.png").tolist() == [[0, 255, 255]]
     with pytest.raises(dicenet.ConfigError, match="1 to 254 classes"):
         MaskCoding(255)
@@ -301,6 +320,20 @@ def test_picture_and_mask_move_together(augmentation):
         assert agree.double().mean() > 0.95, "all but a column of pixels where the halves meet"
         assert known.any()
         assert not white[~known].any(), "what surrounds a small picture is black"
+
+
+@pytest.mark.parametrize("factor", [0.55, 0.75, 1.3, 2.0])
+def test_masks_are_scaled_as_pillow_does(factor):
+    """Pictures are scaled around pixel centres: so must masks be, or edges move by half a pixel."""
+    mask = np.random.default_rng(0).integers(0, 5, (100, 140)).astype(np.uint8)
+    scaled = RandomScale(factor, factor)(tv_tensors.Mask(torch.from_numpy(mask)))
+    size = (round(140 * factor), round(100 * factor))
+    expected = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+    rows, columns = ((np.arange(n) + 0.5) / factor for n in expected.shape)
+    # where a centre falls on the edge of two pixels, rounding decides
+    clear = np.outer(*(np.abs(centres - centres.round()) > 1e-6 for centres in (rows, columns)))
+    assert clear.mean() > 0.4
+    np.testing.assert_array_equal(scaled.numpy()[clear], expected[clear])
 
 
 def test_mirrored():

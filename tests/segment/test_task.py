@@ -89,6 +89,13 @@ def test_frozen_norms_keep_statistics_and_parameters():
     assert changed(before, task) & norms(task.net, *PARAMETERS, *STATISTICS) == set()
 
 
+def test_norms_of_any_kind_are_frozen():
+    net = dicenet.create_segmentation_model("convnext_atto", 3)
+    task = SegmentTask(net, "abc", SegmentOptimisation(freeze_norms=True))
+    left = [name for name, p in task.net.named_parameters() if "norm" in name and p.requires_grad]
+    assert [name for name in left if "act" not in name] == []
+
+
 def test_frozen_backbone():
     task = SegmentTask(network(), "abc", SegmentOptimisation(freeze_backbone=True))
     before = state(task)

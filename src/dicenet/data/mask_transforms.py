@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from dicenet.data.masks import IGNORE, Mask, PairTransform
+from dicenet.data.masks import IGNORE, Mask, PairTransform, resized_labels
 from dicenet.data.transforms import Preprocessing, evaluation_transform, to_tensor
 from dicenet.errors import ConfigError
 
@@ -59,6 +59,10 @@ class RandomScale(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Scale one of the two."""
+        if isinstance(
+            inpt, tv_tensors.Mask
+        ):  # torchvision takes the pixel at the corner, half a pixel off the picture's
+            return tv_tensors.Mask(resized_labels(inpt.as_subclass(torch.Tensor), tuple(params["size"])))
         return v2.functional.resize(inpt, params["size"], InterpolationMode.LANCZOS, antialias=True)
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed
+import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
@@ -19,6 +20,7 @@ from dicenet.errors import ConfigError, DataError
 #: Class of the pixels that neither training nor judging looks at; as in VOC's and Cityscapes' masks.
 IGNORE = 255
 _UNKNOWN = 254
+MOST_CLASSES = _UNKNOWN
 _CODES = 256
 #: Pillow's modes of one channel of whole numbers.
 _MASK_MODES = ("P", "L", "1", "I", "I;16", "I;16L", "I;16B", "I;16N")
@@ -41,8 +43,8 @@ class MaskCoding:
     ids: tuple[tuple[int, int], ...] | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_classes <= _UNKNOWN:
-            raise ConfigError(f"masks can tell 1 to {_UNKNOWN} classes apart, got {self.num_classes}")
+        if not 1 <= self.num_classes <= MOST_CLASSES:
+            raise ConfigError(f"masks can tell 1 to {MOST_CLASSES} classes apart, got {self.num_classes}")
 
     def table(self) -> Mask:
         """Class of each number from 0 to 255."""
@@ -85,7 +87,9 @@ def decode(numbers: Any, coding: MaskCoding, path: Path) -> Mask:
     """Classes of a mask's numbers. Raises ConfigError, naming them, for numbers that are no classes."""
     known = np.clip(numbers, 0, _CODES - 1).astype(np.uint8)
     mask = coding.table()[known]
-    wrong = (mask == _UNKNOWN) | (known != numbers)
+    outside = known != numbers
+    mask[outside] = np.where(np.isin(numbers[outside], coding.ignored), IGNORE, _UNKNOWN)
+    wrong = mask == _UNKNOWN
     if wrong.any():
         found = np.unique(np.asarray(numbers)[wrong])
         shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
@@ -99,6 +103,11 @@ def decode(numbers: Any, coding: MaskCoding, path: Path) -> Mask:
 def read_mask(path: Path, coding: MaskCoding) -> Mask:
     """Classes of a mask file, (H, W), :data:`IGNORE` where it is void."""
     return decode(open_mask(path), coding, path)
+
+
+def resized_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map of classes (H, W), at another size: each pixel takes the class nearest to its centre, as in Pillow."""
+    return F.interpolate(labels[None, None].to(torch.uint8), size, mode="nearest-exact")[0, 0]
 
 
 class MaskedSample(NamedTuple):

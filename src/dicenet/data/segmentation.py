@@ -1,7 +1,7 @@
 """A data set for segmentation from a path: its layout is recognised, its parts and classes are found."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from torchvision.datasets import Cityscapes
 
-from dicenet.classes import CAMVID, CITYSCAPES, CITYSCAPES_WEIGHTS, VOC
+from dicenet.classes import CAMVID, CAMVID_WEIGHTS, CITYSCAPES, CITYSCAPES_WEIGHTS, VOC
 from dicenet.data.classification import PART_FOLDERS, read_names
 from dicenet.data.masks import IGNORE, MaskCoding, MaskedPictures, MaskedSample, open_mask, read_mask
 from dicenet.data.pictures import is_picture, read_picture
@@ -22,7 +22,6 @@ _TRAIN_LISTS = ("trainaug", "train_aug", "train", "all")
 _EVALUATION_LISTS = ("test", "val", "all")
 _PICTURES = ("images", "imgs", "pictures", "JPEGImages")
 _MASKS = ("masks", "labels", "annotations", "SegmentationClass")
-_VOID_NAMES = ("void", "unlabelled", "unlabeled", "ignore")
 
 Pair = tuple[Path, Path]
 
@@ -31,7 +30,7 @@ Pair = tuple[Path, Path]
 class SegmentationData:
     """A data set: its layout, class names, and the parts that it has (``train``, ``val``, ...), by name.
 
-    ``class_weights`` are those that the set brings along, if any.
+    ``class_weights`` are those that the set brings along, if any; ``files`` the pairs of files of each part.
     """
 
     path: str
@@ -39,10 +38,12 @@ class SegmentationData:
     class_names: list[str]
     parts: dict[str, MaskedPictures]
     class_weights: list[float] | None = None
+    files: dict[str, list[Pair]] = field(default_factory=dict)
 
     def _part(self, name: str | None, candidates: Sequence[str], purpose: str) -> tuple[str, MaskedPictures]:
         for candidate in [name] if name else candidates:
             if candidate in self.parts:
+                _check_files(self.files[candidate])
                 return candidate, self.parts[candidate]
         raise ConfigError(f"{self.path} has no part {name or purpose}: it has {', '.join(self.parts)}")
 
@@ -75,7 +76,8 @@ def _voc(root: Path) -> _Found | None:
         return None
     pairs: dict[str, list[Pair]] = {}
     for file in sorted((root / _LISTS).glob("*.txt")):
-        names = file.read_text(encoding="utf-8").split()
+        # some lists of SBD's pictures give the paths of picture and mask in place of a name
+        names = [Path(line.split()[0]).stem for line in _lines(file)]
         pairs[file.stem] = [(root / "JPEGImages" / f"{name}.jpg", _voc_mask(root, name)) for name in names]
     return _Found("PASCAL VOC", {part: found for part, found in pairs.items() if found}, _names(root, VOC))
 
@@ -111,12 +113,7 @@ def _camvid(root: Path) -> _Found | None:
     if not lists["train"].exists() or not (root / "trainannot").is_dir():
         return None
     pairs = {part: [_camvid_pair(root, line, file) for line in _lines(file)] for part, file in lists.items()}
-    names, weights = list(CAMVID), None
-    if (root / "classes.tsv").exists():
-        rows = [line.split("\t") for line in _lines(root / "classes.tsv")[1:]]
-        rows = [row for row in rows if row[1].lower() not in _VOID_NAMES]
-        names, weights = [row[1] for row in rows], [float(row[-1]) for row in rows]
-    return _Found("CamVid", pairs, names, ignored=(len(names),), class_weights=weights)
+    return _Found("CamVid", pairs, list(CAMVID), ignored=(len(CAMVID),), class_weights=list(CAMVID_WEIGHTS))
 
 
 def _camvid_pair(root: Path, line: str, file: Path) -> Pair:
@@ -176,6 +173,10 @@ def _counted_classes(pairs: dict[str, list[Pair]], ignored: Sequence[int]) -> li
         largest = max([largest, *(int(n) for n in numbers if n not in ignored and n != IGNORE)])
     if largest < 0:
         raise DataError("the masks hold no classes")
+    if largest == 0:
+        raise DataError(
+            "the masks hold class 0 only (255 is void): number the classes from 0 on, or name them in classes.txt"
+        )
     return [str(index) for index in range(largest + 1)]
 
 
@@ -190,7 +191,7 @@ def open_segmentation_data(path: str, ignore_ids: int | Sequence[int] = ()) -> S
         ignore_ids: number or numbers in masks that are void, beside 255 and those of the layout.
 
     Raises:
-        DataError: it does not exist, is in no known layout, or a picture or mask of it does not.
+        DataError: it does not exist or is in no known layout. Missing files are told of the part that is asked for.
     """
     root = Path(path)
     if not root.is_dir():
@@ -201,13 +202,11 @@ def open_segmentation_data(path: str, ignore_ids: int | Sequence[int] = ()) -> S
             f"data path {path} is in no known layout for segmentation: it needs folders images and masks (of the same "
             "names; also in train and val), or PASCAL VOC, Cityscapes or CamVid as they are unpacked"
         )
-    for pairs in found.pairs.values():
-        _check_files(pairs)
     ignored = (*found.ignored, *((ignore_ids,) if isinstance(ignore_ids, int) else ignore_ids))
     names = found.class_names or _counted_classes(found.pairs, ignored)
     coding = MaskCoding(len(names), ignored, found.ids)
     parts = {part: MaskedPictures(_samples(pairs, coding), names) for part, pairs in found.pairs.items()}
-    return SegmentationData(path, found.layout, names, parts, found.class_weights)
+    return SegmentationData(path, found.layout, names, parts, found.class_weights, found.pairs)
 
 
 def _samples(pairs: Sequence[Pair], coding: MaskCoding) -> list[MaskedSample]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import timm
 from timm.models._features import FeatureGetterNet, feature_take_indices
@@ -13,9 +13,10 @@ from dicenet.errors import WeightsError
 from dicenet.models import dicenet, espnetv2
 from dicenet.models.fitting import load_weights, recognise_checkpoint, stem_of, trained_size_of
 from dicenet.models.network import Network
-from dicenet.models.registry import check_model_name
+from dicenet.models.registry import ROWS, check_model_name
 from dicenet.models.segmentation import SegmentationNetwork, build_backbone, check_backbone
 from dicenet.weights import catalogue
+from dicenet.weights.edgenets import EDGENETS, EDGENETS_ESPNETV2
 from dicenet.weights.files import Checkpoint
 from dicenet.weights.formats import Recognised
 
@@ -59,11 +60,22 @@ _ARGUMENT_TYPES = {
 }
 
 
+#: Arguments of timm that would fetch or read something else than the file.
+_NOT_FROM_FILES = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
+
+
+def _is_known(architecture: str, key: str, value: Any) -> bool:
+    if key in _ARGUMENT_TYPES:
+        return isinstance(value, _ARGUMENT_TYPES[key])
+    # backbones of timm have arguments of their own
+    return architecture not in ROWS and key not in _NOT_FROM_FILES and isinstance(value, str | int | float | None)
+
+
 def _described_args(metadata: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Arguments of a network from a file's description; nothing else in it reaches the network."""
     args = metadata["model_args"]
     for key, value in args.items():
-        if key not in _ARGUMENT_TYPES or not isinstance(value, _ARGUMENT_TYPES[key]):
+        if not _is_known(metadata["architecture"], key, value):
             raise WeightsError(f"{name} has a damaged description of its network: {key} is {value!r}")
     return dict(args)
 
@@ -155,7 +167,8 @@ def _load_backbone(net: SegmentationNetwork, checkpoint: Checkpoint, recognised:
         load_weights(network, checkpoint, recognised._replace(decoder={}, other_parts=()))
         return
     try:
-        net.backbone.load_state_dict(recognised.state)
+        # timm wraps some networks as "model" for their maps, and rebuilds others; the prefix is off the names
+        cast(nn.Module, getattr(net.backbone, "model", net.backbone)).load_state_dict(recognised.state)
     except RuntimeError as error:
         raise WeightsError(f"{checkpoint.name} does not fit {net.architecture}: {error}") from error
 
@@ -194,12 +207,14 @@ def restore_segmentation(checkpoint: Checkpoint, overrides: dict[str, Any]) -> S
     channels = given.pop("decoder_channels", stored_channels)
     architecture, args = _model_args(recognised, checkpoint, given.get("stem"))
     backbone_args = {key: value for key, value in (args | given).items() if key not in _HEAD_ONLY}
-    net = SegmentationNetwork(architecture, build_backbone(architecture, **backbone_args), num_classes, None, channels)
+    backbone = build_backbone(architecture, **backbone_args)
+    net = SegmentationNetwork(architecture, backbone, num_classes, None, channels, backbone_args)
     _load_backbone(net, checkpoint, recognised)
     if recognised.decoder:
         _load_decoder(net, recognised.decoder, checkpoint.name)
     _restore_segmentation_config(net, checkpoint.metadata, img_size)
-    if not checkpoint.metadata and num_classes == stored_classes and num_classes in _OFFICIAL_CLASSES:
+    official = recognised.format in (EDGENETS.name, EDGENETS_ESPNETV2.name)
+    if official and num_classes == stored_classes and num_classes in _OFFICIAL_CLASSES:
         net.pretrained_cfg["label_names"] = _OFFICIAL_CLASSES[num_classes]
     return net
 

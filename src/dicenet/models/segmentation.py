@@ -1,6 +1,6 @@
 """Semantic segmentation: ESPNetv2's decoder on any feature pyramid of timm (paper, section 7.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from dicenet.errors import ConfigError
+from dicenet.classes import VOC
+from dicenet.errors import ConfigError, WeightsError
 from dicenet.layers import EfficientPyramidPooling, GlobalFusion, NormAct
 from dicenet.models.network import ImgSize, Network, configuration, initialise, pair
 from dicenet.models.registry import ROWS
@@ -75,6 +76,7 @@ class SegmentationNetwork(nn.Module):
     Attributes:
         architecture: name of the backbone's timm model.
         backbone: gives the maps of the pyramid, the largest first.
+        backbone_args: arguments that it was made with, beside its name and channels.
         decoder: see :class:`SegmentationDecoder`.
         input_size: (height, width) that pictures should be resized to; None if the weights do not say.
         pretrained_cfg: as timm's: preprocessing, and class names (``label_names``) of trained networks.
@@ -87,6 +89,7 @@ class SegmentationNetwork(nn.Module):
         num_classes: int,
         img_size: ImgSize | None = None,
         channels: int | None = None,
+        backbone_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -97,6 +100,7 @@ class SegmentationNetwork(nn.Module):
         self.input_size: tuple[int, int] | None = None
         self.pruned = False
         self.backbone = backbone
+        self.backbone_args = dict(backbone_args or {})
         self.decoder = SegmentationDecoder(self._pyramid().channels(), num_classes, self.channels)
         initialise(self.decoder, grouped=False)
         cfg: Any = backbone.pretrained_cfg
@@ -132,7 +136,14 @@ class SegmentationNetwork(nn.Module):
     def model_args(self) -> dict[str, Any]:
         """The arguments that build the backbone, beside its name: what a file must say of it."""
         network = self.backbone_network()
-        return {"in_chans": self.in_chans} if network is None else network.model_args()
+        if network is not None:
+            return network.model_args()
+        for key, value in self.backbone_args.items():
+            if not isinstance(value, str | int | float | None):
+                raise ConfigError(
+                    f"{key}={value!r} of {self.architecture} cannot be written to a file: give it by name"
+                )
+        return {**self.backbone_args, "in_chans": self.in_chans}
 
     def head_args(self) -> dict[str, Any]:
         """The arguments that build the decoder."""
@@ -196,10 +207,31 @@ def build_backbone(name: str, **arguments: Any) -> nn.Module:
     chosen = sorted(levels.values())[-MOST_LEVELS:]
     if len(chosen) < 2:
         raise ConfigError(
-            f"{name} has maps at 1/{', 1/'.join(map(str, reductions))} of the picture: two of 1/{COARSEST} or larger "
-            "are needed"
+            f"{name} has maps at 1/{', 1/'.join(map(str, reductions))} of the picture: two different sizes of "
+            f"1/{COARSEST} or larger are needed"
         )
-    return timm.create_model(name, features_only=True, out_indices=tuple(chosen), **arguments)
+    try:
+        return timm.create_model(name, features_only=True, out_indices=tuple(chosen), **arguments)
+    except (OSError, RuntimeError) as error:
+        if not arguments.get("pretrained"):
+            raise
+        raise WeightsError(f"the weights of {name} cannot be fetched or do not fit: {error}") from error
+
+
+@torch.no_grad()
+def _check_maps(pyramid: nn.Module, name: str, picture: tuple[int, ...]) -> None:
+    """Raise ConfigError if a foreign pyramid does not take pictures of a size, or gives its maps in another order."""
+    training = pyramid.training
+    try:
+        maps = pyramid.eval()(torch.zeros(1, *picture))
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        size = "x".join(map(str, picture[1:]))
+        raise ConfigError(f"{name} takes no pictures of {size}: give another img_size or backbone ({error})") from error
+    finally:
+        pyramid.train(training)
+    channels = cast(Any, pyramid.feature_info).channels()
+    if [x.shape[1] for x in maps] != channels:
+        raise ConfigError(f"{name} gives maps with the channels last, which the decoder does not take")
 
 
 def _without_weights(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -208,7 +240,7 @@ def _without_weights(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def create_segmentation_model(
     backbone: str = "dicenet_100",
-    num_classes: int = 21,
+    num_classes: int | None = None,
     *,
     pretrained: bool | str = False,
     img_size: ImgSize | None = None,
@@ -221,7 +253,7 @@ def create_segmentation_model(
 
     Args:
         backbone: name of a timm model that gives feature maps: ours, MobileNets, ResNets, ...
-        num_classes: classes, with the background if there is one.
+        num_classes: classes, with the background if there is one; 21, or those of the tag, if not given.
         pretrained: True starts the backbone from its ImageNet weights (timm's; for ours the official ones); a tag such
             as ``"edgenets_voc_384"`` loads an official segmentation network, for other classes all but its last layer.
         img_size: size that pictures should be resized to, one number or (height, width); the network takes any.
@@ -253,5 +285,10 @@ def create_segmentation_model(
     sizes = {"img_size": 224 if backbone_img_size is None else backbone_img_size} if name in ROWS else {}
     if backbone_img_size is not None and not sizes:
         raise ConfigError(f"backbone_img_size means nothing for {backbone}: it has no height and width kernels")
+    if chosen := {"features_only", "out_indices"} & backbone_args.keys():
+        raise ConfigError(f"{', '.join(sorted(chosen))} cannot be chosen: the decoder says which maps it needs")
     pyramid = build_backbone(backbone, pretrained=pretrained, in_chans=in_chans, **sizes, **backbone_args)
-    return SegmentationNetwork(name, pyramid, num_classes, img_size or DEFAULT_IMG_SIZE, decoder_channels)
+    if not sizes:
+        _check_maps(pyramid, name, (in_chans, *pair(img_size or DEFAULT_IMG_SIZE)))
+    classes = len(VOC) if num_classes is None else num_classes
+    return SegmentationNetwork(name, pyramid, classes, img_size or DEFAULT_IMG_SIZE, decoder_channels, backbone_args)

@@ -37,7 +37,7 @@ def _plain(name: str, value: Any) -> Any:
 def with_changes(function: Callable[..., Any], folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a run of ``function``, with those given now, told by differing from their defaults."""
     defaults = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
-    return read_config(folder) | {name: value for name, value in given.items() if value != defaults[name]}
+    return read_config(folder) | {name: value for name, value in given.items() if value != _plain(name, defaults[name])}
 
 
 def resumed_network(checkpoint: Path, class_names: Sequence[str]) -> tuple[Network | SegmentationNetwork, int]:

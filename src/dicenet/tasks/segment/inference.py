@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dicenet.errors import ConfigError
@@ -18,11 +17,6 @@ def check_mode(mode: str) -> str:
     if mode not in MODES:
         raise ConfigError(f"mode {mode!r} is unknown: choose one of {', '.join(MODES)}")
     return mode
-
-
-def resized_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map of classes (H, W), at another size: each pixel takes the class nearest to its centre, as in Pillow."""
-    return F.interpolate(labels[None, None].to(torch.uint8), size, mode="nearest-exact")[0, 0]
 
 
 def _starts(side: int, window: int) -> list[int]:

@@ -26,6 +26,7 @@ from dicenet.tasks.segment.trained import Segmenter, class_names_of, load_segmen
 from dicenet.weights.files import write_bytes, write_json
 
 _SHOWN = 20
+_LARGEST_JPEG = 65_500
 
 
 def predict(
@@ -76,7 +77,8 @@ def predict(
             mask = masks.new(file, ".png")
             _write(palette_picture(labels.numpy(), palette(names)), mask, "PNG")
             if draw:
-                _write(overlay(picture, labels.numpy(), names), pictures.new(file), "JPEG")
+                suffix, kind = (".jpg", "JPEG") if max(picture.size) <= _LARGEST_JPEG else (".png", "PNG")
+                _write(overlay(picture, labels.numpy(), names), pictures.new(file, suffix), kind)
             items.append({"file": str(file), "result": _result(labels, names, mask.relative_to(folder), milliseconds)})
     predictions = {
         "task": TASK,

@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from dicenet.data.masks import IGNORE
+from dicenet.data.masks import IGNORE, resized_labels
 from dicenet.engine.schedules import check_schedule, scheduler
 from dicenet.errors import ConfigError, DataError, TrainingError
 from dicenet.models.loading import describe
 from dicenet.models.segmentation import SegmentationNetwork
-from dicenet.tasks.segment.inference import resized_labels, sliding_labels
+from dicenet.tasks.segment.inference import sliding_labels
 from dicenet.tasks.segment.metrics import scores
 from dicenet.weights.files import METADATA_KEY
 
 TASK = "segment"
 OPTIMIZERS = ("sgd", "adamw")
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,15 @@ class SegmentTask(L.LightningModule):
     # -- training
 
     def _frozen_parts(self) -> list[nn.Module]:
-        frozen: list[nn.Module] = [self.net.backbone] if self.optimisation.freeze_backbone else []
+        frozen = list(self.net.backbone.modules()) if self.optimisation.freeze_backbone else []
         if self.optimisation.freeze_norms:
-            frozen += [module for module in self.net.modules() if isinstance(module, nn.BatchNorm2d)]
+            frozen += [module for module in self.net.modules() if isinstance(module, NORMS)]
         return frozen
 
     def _freeze(self) -> None:
         for part in self._frozen_parts():
-            part.requires_grad_(False)
+            for parameter in part.parameters(recurse=False):  # timm's norms may hold an activation that learns
+                parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "SegmentTask":
         """Training mode for all but the frozen parts: Lightning asks for it again and again."""
@@ -210,7 +212,7 @@ class SegmentTask(L.LightningModule):
         with warnings.catch_warnings():
             # each process must ask for the sum over all, also one that could read none of its pictures
             warnings.filterwarnings("ignore", message=r".*was called before the ``update`` method")
-            confusion = self.confusion.compute()
+            confusion = self.confusion.compute().reshape(len(self.class_names), -1)  # of one class it is a number
         if not confusion.any():
             reason = next(iter(self.bad_pictures.values()), "all is void")
             raise DataError(f"there is nothing to judge by in the pictures: {reason}")

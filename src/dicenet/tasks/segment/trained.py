@@ -5,11 +5,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from dicenet.data.masks import MOST_CLASSES, resized_labels
 from dicenet.data.transforms import Preprocessing, evaluation_transform, to_tensor
 from dicenet.errors import ConfigError, WeightsError
 from dicenet.models.loading import load
 from dicenet.models.segmentation import SegmentationNetwork
-from dicenet.tasks.segment.inference import resized_labels, sliding_labels
+from dicenet.tasks.segment.inference import sliding_labels
 
 
 def class_names_of(net: SegmentationNetwork) -> list[str]:
@@ -27,6 +28,8 @@ def load_segmenter(weights: str, img_size: int | tuple[int, int] | None) -> tupl
     net = load(weights)
     if not isinstance(net, SegmentationNetwork):
         raise WeightsError(f"{weights} is a classifier, not a segmentation network: train one from it first")
+    if net.num_classes > MOST_CLASSES:
+        raise WeightsError(f"{weights} has {net.num_classes} classes: masks can tell {MOST_CLASSES} apart")
     if img_size is not None:
         net.set_input_size(img_size)
     if net.input_size is None:
@@ -49,7 +52,7 @@ class Segmenter:
     """
 
     def __init__(self, net: nn.Module, preprocessing: Preprocessing, device: torch.device, mode: str = "whole") -> None:
-        self.net = net
+        self.net = net.to(device)  # Lightning takes a network back to the CPU when it is done
         self.window = preprocessing.input_size
         self.device = device
         self.sliding = mode == "sliding"
