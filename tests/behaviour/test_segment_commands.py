@@ -149,6 +149,20 @@ def test_several_processes(scenes, tmp_path):
     assert float(row["val_pixel_accuracy"]) == pytest.approx(results["pixel_accuracy"], abs=1e-5)
 
 
+@pytest.mark.parametrize("frozen", ["norms", "backbone"])
+def test_what_is_frozen_stays_through_a_training(scenes, weights, tmp_path, frozen):
+    start = ["train", "segment", "--data", scenes, "--weights", weights, *QUICK[2:]]
+    run(*start, "--out", tmp_path / "out", f"--freeze-{frozen}")
+    before, after = (dicenet.load(file).state_dict() for file in (weights, tmp_path / "out/best.safetensors"))
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    modules = dicenet.load(weights).named_modules()
+    norms = tuple(f"{name}." for name, module in modules if isinstance(module, torch.nn.BatchNorm2d))
+    kept = norms if frozen == "norms" else ("backbone.",)
+    assert changed
+    assert not any(key.startswith(kept) for key in changed)
+    assert any(key.startswith(kept) for key in before)
+
+
 def test_other_classes_start_with_a_fresh_last_convolution(weights, scenes, tmp_path, capsys, fails):
     data = tmp_path / "data"
     shutil.copytree(scenes, data)
@@ -158,6 +172,7 @@ def test_other_classes_start_with_a_fresh_last_convolution(weights, scenes, tmp_
     assert "the last convolution is fresh, for 4 classes" in re.sub(r"\s+", " ", capsys.readouterr().out)
     assert dicenet.load(tmp_path / "out/best.safetensors").num_classes == 4
     fails(*start, "--model", "dicenet_020", message="is a checkpoint of dicenet_010, not of dicenet_020")
+    fails(*start, "--decoder-channels", "7", message="decoder of 1 channels a branch, not of 7: leave out decoder_ch")
     fails(*start, "--pretrained", message="--pretrained names weights, and so does --weights")
     fails(
         "evaluate",
@@ -213,6 +228,23 @@ def test_wrong_training_arguments(scenes, weights, tmp_path, fails):
     fails(*start, "--min-scale", "3", message="not above max_scale")
     fails(*start, "--coco", tmp_path, "--model", "dicenet_010", message="21 classes")
     assert not any(p.name == "runs" for p in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("val", 0, "hold one class only, ground"),
+        ("val", 255, "nothing to judge by in the pictures: all is void"),
+        ("train", 255, "nothing to learn from in the pictures: their masks are void everywhere"),
+    ],
+)
+def test_masks_with_nothing_in_them(scenes, tmp_path, fails, part, value, message):
+    shutil.copytree(scenes, tmp_path / "data")
+    for mask in (tmp_path / "data" / part / "masks").iterdir():
+        image = Image.new("L", SIZE, value)
+        image.putpixel((3, 3), 255)
+        image.save(mask)
+    fails("train", "segment", "--data", tmp_path / "data", *QUICK, "--out", tmp_path / "out", message=message)
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

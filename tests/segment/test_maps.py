@@ -38,6 +38,11 @@ def test_pyramids_of_other_backbones(backbone):
         assert net(torch.randn(2, 3, 65, 97)).shape == (2, 5, 65, 97)
 
 
+def test_maps_whose_numbers_do_not_start_at_nought():
+    net = dicenet.create_segmentation_model("dla34", 3, img_size=64)
+    assert net.backbone.feature_info.reduction() == [2, 4, 8, 16]
+
+
 def test_a_tag_brings_its_classes(shared, monkeypatch):
     folder = shared("weights")
     monkeypatch.setattr("dicenet.weights.catalogue.cache_dir", lambda: folder)

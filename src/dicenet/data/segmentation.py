@@ -175,7 +175,7 @@ def _counted_classes(pairs: dict[str, list[Pair]], ignored: Sequence[int]) -> li
         raise DataError("the masks hold no classes")
     if largest == 0:
         raise DataError(
-            "the masks hold class 0 only (255 is void): number the classes from 0 on, or name them in classes.txt"
+            "the masks hold class 0 only (255 is void): a mask's pixels must be the numbers of their classes, from 0 on"
         )
     return [str(index) for index in range(largest + 1)]
 

@@ -205,6 +205,11 @@ def restore_segmentation(checkpoint: Checkpoint, overrides: dict[str, Any]) -> S
         raise WeightsError(f"{checkpoint.name} is no segmentation network: pass num_classes= to use it as the backbone")
     img_size = given.pop("img_size", None) or (_input_size_of(checkpoint) if recognised.decoder else None)
     channels = given.pop("decoder_channels", stored_channels)
+    if stored_channels is not None and channels != stored_channels:
+        raise WeightsError(
+            f"{checkpoint.name} holds a decoder of {stored_channels} channels a branch, not of {channels}: leave out "
+            "decoder_channels"
+        )
     architecture, args = _model_args(recognised, checkpoint, given.get("stem"))
     backbone_args = {key: value for key, value in (args | given).items() if key not in _HEAD_ONLY}
     backbone = build_backbone(architecture, **backbone_args)

@@ -203,7 +203,8 @@ def build_backbone(name: str, **arguments: Any) -> nn.Module:
     except (RuntimeError, AttributeError, AssertionError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"{name} gives no feature maps of several sizes: {error}") from error
     # of equally large maps the last is the richest
-    levels = {reduction: index for index, reduction in enumerate(reductions) if reduction <= COARSEST}
+    pairs = zip(info.out_indices, reductions, strict=True)
+    levels = {reduction: index for index, reduction in pairs if reduction <= COARSEST}
     chosen = sorted(levels.values())[-MOST_LEVELS:]
     if len(chosen) < 2:
         raise ConfigError(

@@ -37,7 +37,10 @@ class _Tracer(fx.Tracer):
 
 class _Known(OperatorSupportBase):
     def is_node_supported(self, submodules: Any, node: fx.Node) -> bool:
-        return knows(node, dict(submodules))
+        modules = dict(submodules)
+        # the partitioner takes every getitem into the part that it reads from, also one that no plan knows
+        items = [user for user in node.users if user.target is operator.getitem]
+        return knows(node, modules) and all(knows(item, modules) for item in items)
 
 
 class PlannedPart(nn.Module):

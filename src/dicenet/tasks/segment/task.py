@@ -103,9 +103,14 @@ class SegmentTask(L.LightningModule):
         self.confusion = MulticlassConfusionMatrix(len(self.class_names), ignore_index=IGNORE, validate_args=False)
         self.loss = MeanMetric()
         self.bad_pictures: dict[str, str] = {}
+        self.learned = False
         self._freeze()
 
     # -- training
+
+    def on_train_epoch_start(self) -> None:
+        """Set the mode of each part: Lightning keeps the one that it finds, and warns of frozen parts before this."""
+        self.train()
 
     def _frozen_parts(self) -> list[nn.Module]:
         frozen = list(self.net.backbone.modules()) if self.optimisation.freeze_backbone else []
@@ -119,7 +124,7 @@ class SegmentTask(L.LightningModule):
                 parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "SegmentTask":
-        """Training mode for all but the frozen parts: Lightning asks for it again and again."""
+        """Training mode for all but the frozen parts."""
         super().train(mode)
         for part in self._frozen_parts():
             part.eval()
@@ -127,15 +132,17 @@ class SegmentTask(L.LightningModule):
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean over the pixels that are not void, weighted by class; 0 where there are none."""
-        losses = F.cross_entropy(logits.float(), target, self.class_weights, ignore_index=IGNORE, reduction="sum")
+        weights = self.class_weights.float()  # also where the network computes with fewer bits
+        losses = F.cross_entropy(logits.float(), target, weights, ignore_index=IGNORE, reduction="sum")
         known = target[target != IGNORE]
-        return losses / self.class_weights[known].sum().clamp(min=1e-12)
+        return losses / weights[known].sum().clamp(min=1e-12)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor | None:
         """Loss of a batch. Raises TrainingError when it is no longer finite."""
         self.bad_pictures.update(batch["errors"])
         if "image" not in batch:
             return None
+        self.learned |= bool((batch["target"] != IGNORE).any())
         loss = self._loss(self.net(batch["image"].contiguous(memory_format=torch.channels_last)), batch["target"])
         if not torch.isfinite(loss):
             raise TrainingError(
@@ -152,6 +159,12 @@ class SegmentTask(L.LightningModule):
             sync_dist=True,
         )
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Raise DataError if there was nothing to learn from."""
+        if not self.learned:
+            reason = next(iter(self.bad_pictures.values()), "their masks are void everywhere")
+            raise DataError(f"there is nothing to learn from in the pictures: {reason}")
 
     def configure_optimizers(self) -> Any:
         """Two groups of parameters, a schedule per step."""
@@ -202,7 +215,14 @@ class SegmentTask(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores and start anew."""
-        for name, value in self.validation_scores().items():
+        found = self.validation_scores()
+        present = (self.confusion.compute().reshape(len(self.class_names), -1).sum(1) > 0).nonzero().flatten().tolist()
+        if len(present) == 1 and len(self.class_names) > 1:
+            raise DataError(
+                f"the masks to judge by hold one class only, {self.class_names[present[0]]} (255 is void): a mask's "
+                "pixels must be the numbers of their classes, from 0 on"
+            )
+        for name, value in found.items():
             self.log(f"val_{name}", value, prog_bar=name == "mean_iou", sync_dist=True)
         self.confusion.reset()
         self.loss.reset()

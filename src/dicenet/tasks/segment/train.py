@@ -267,7 +267,7 @@ def _network(
         net = create_segmentation_model(
             model or _DEFAULT_MODEL,
             len(class_names),
-            pretrained=pretrained,
+            pretrained=pretrained or "." in (model or ""),  # a tag names weights
             img_size=img_size,
             decoder_channels=decoder_channels,
         )
