@@ -263,7 +263,7 @@ def create_segmentation_model(
             other sizes are scaled as they pass.
         in_chans: channels of the picture.
         decoder_channels: of each branch of the decoder's pyramid pooling; half of the classes, at most 16, if not
-            given. Few classes are better served by more.
+            given. Few classes may want more.
         backbone_args: further arguments of the backbone, such as ``unit``.
 
     Raises:
