@@ -223,6 +223,7 @@ def test_wrong_training_arguments(scenes, weights, tmp_path, fails):
     fails(
         *start, "--class-weights", "dataset", message="brings no class weights along: use --class-weights inverse-log"
     )
+    fails(*start, "--class-weight-power", "-1", message="class_weight_power must lie from 0 to 10, got -1")
     fails(*start, "--val-split", "holdout", message="has no part holdout: it has train, val")
     fails(*start, "--weights", tmp_path / "none.pth", message="none.pth")
     fails(*start, "--min-scale", "3", message="not above max_scale")

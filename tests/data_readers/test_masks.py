@@ -141,6 +141,11 @@ def test_camvid_with_the_paths_of_another_machine(tmp_path):
     data = open_segmentation_data(str(tmp_path))
     assert data.class_names == list(CAMVID)
     assert classes(data.parts["test"]) == [0, 255]
+    (tmp_path / "test.txt").unlink()
+    assert list(open_segmentation_data(str(tmp_path)).parts) == ["train", "val"]
+    (tmp_path / "val.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(dicenet.DataError, match=r"val\.txt is no list in UTF-8"):
+        open_segmentation_data(str(tmp_path))
     (tmp_path / "val.txt").write_text("val/a.png\n")
     with pytest.raises(dicenet.DataError, match=r"needs a picture and a mask in each line, got 'val/a\.png'"):
         open_segmentation_data(str(tmp_path))

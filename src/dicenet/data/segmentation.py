@@ -112,6 +112,7 @@ def _camvid(root: Path) -> _Found | None:
     lists = {part: root / f"{part}.txt" for part in ("train", "val", "test")}
     if not lists["train"].exists() or not (root / "trainannot").is_dir():
         return None
+    lists = {part: file for part, file in lists.items() if file.exists()}
     pairs = {part: [_camvid_pair(root, line, file) for line in _lines(file)] for part, file in lists.items()}
     return _Found("CamVid", pairs, list(CAMVID), ignored=(len(CAMVID),), class_weights=list(CAMVID_WEIGHTS))
 
@@ -155,7 +156,10 @@ _LAYOUTS: tuple[Callable[[Path], _Found | None], ...] = (_voc, _cityscapes, _cam
 
 
 def _lines(file: Path) -> list[str]:
-    return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is no list in UTF-8: {error}") from error
 
 
 def _names(root: Path, default: Sequence[str]) -> list[str]:

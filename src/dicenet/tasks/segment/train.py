@@ -303,6 +303,8 @@ def _class_weights(
 ) -> list[float] | None:
     if kind not in CLASS_WEIGHTS:
         raise ConfigError(f"class_weights {kind!r} is unknown: choose one of {', '.join(CLASS_WEIGHTS)}")
+    if not 0 <= power <= 10:
+        raise ConfigError(f"class_weight_power must lie from 0 to 10, got {power}")
     if kind == "none":
         return None
     if kind == "dataset":
