@@ -7,6 +7,7 @@ import csv
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -14,13 +15,18 @@ import dicenet
 from dicenet.analysis.machine import machine, write_csv
 
 
-def main(run: Path, evaluation: Path, path: Path) -> None:
-    """Record one run."""
+def read(run: Path, evaluation: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, str]], Any]:
+    """Arguments of a run, results of its evaluation, its epochs, and its best network."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     results = json.loads((evaluation / "results.json").read_text())
     with (run / "metrics.csv").open(newline="") as file:
         epochs = list(csv.DictReader(file))
-    net = dicenet.load(run / "best.safetensors")
+    return config, results, epochs, dicenet.load(run / "best.safetensors")
+
+
+def main(run: Path, evaluation: Path, path: Path) -> None:
+    """Record one run."""
+    config, results, epochs, net = read(run, evaluation)
     row = {
         "model": config["model"],
         "data": Path(config["data"]).name,

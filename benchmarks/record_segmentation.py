@@ -3,26 +3,19 @@
 python benchmarks/record_segmentation.py RUN_FOLDER EVALUATION_FOLDER OUT    # OUT.csv, OUT_epochs.csv
 """
 
-import csv
-import json
 import statistics
 import sys
 from pathlib import Path
 
-import yaml
+from record import read
 
-import dicenet
 from dicenet.analysis.count import count
 from dicenet.analysis.machine import machine, write_csv
 
 
 def main(run: Path, evaluation: Path, out: str) -> None:
     """Record one run."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    results = json.loads((evaluation / "results.json").read_text())
-    with (run / "metrics.csv").open(newline="") as file:
-        epochs = list(csv.DictReader(file))
-    net = dicenet.load(run / "best.safetensors")
+    config, results, epochs, net = read(run, evaluation)
     cost = count(net, (3, *net.input_size))
     seconds = [float(epoch["seconds"]) for epoch in epochs]
     best = max(epochs, key=lambda epoch: float(epoch["val_mean_iou"]))

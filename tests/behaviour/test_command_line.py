@@ -1,6 +1,5 @@
 """Commands end to end on tiny data, and what they say when something is wrong."""
 
-import csv
 import json
 import os
 import pickle
@@ -11,13 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from command_cases import rows, run
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
@@ -28,31 +27,6 @@ from dicenet.weights.files import read_checkpoint
 
 COMMAND = [sys.executable, "-m", "dicenet_cli"]
 QUICK = ["--epochs", "1", "--batch-size", "16", "--workers", "0", "--device", "cpu"]
-
-
-def run(*arguments, code=0):
-    """Run a command in this process; its exit code must be ``code``."""
-    with warnings.catch_warnings():
-        # Lightning's advice on numbers of workers depends on the machine
-        warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
-        assert dicenet_cli.main([str(a) for a in arguments]) == code
-
-
-@pytest.fixture
-def fails(capsys):
-    """Run a command that must fail with exit code 2 and one line; returns the line."""
-
-    def check(*arguments, message=""):
-        capsys.readouterr()
-        run(*arguments, code=2)
-        error = capsys.readouterr().err.strip()
-        assert error.startswith("dicenet: ")
-        assert "\n" not in error
-        assert "Traceback" not in error
-        assert re.search(message, error), error
-        return error
-
-    return check
 
 
 @pytest.fixture(scope="session")
@@ -78,11 +52,6 @@ def trained(digits, tmp_path_factory):
 @pytest.fixture(scope="session")
 def weights(trained):
     return trained / "best.safetensors"
-
-
-def rows(folder):
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("model", ["mobilenet_dice_029", "resnet_sep_059", "shufflenetv2_sep_041"])

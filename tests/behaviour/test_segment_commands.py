@@ -1,52 +1,25 @@
 """``train``, ``evaluate`` and ``predict segment`` end to end on tiny data, and what they say of bad input."""
 
-import csv
 import json
 import re
 import shutil
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
 import timm
 import torch
+from command_cases import rows, run
 from PIL import Image, ImageDraw
 
 import dicenet
-import dicenet_cli
 from dicenet.weights.files import read_checkpoint
 
 SIZE = (48, 32)
 NAMES = ["ground", "disc", "box"]
 QUICK = ["--model", "dicenet_010", "--img-size", "[32, 48]", "--epochs", "1", "--batch-size", "4", "--workers", "0"]
 QUICK += ["--device", "cpu"]
-
-
-def run(*arguments, code=0):
-    """Run a command in this process; its exit code must be ``code``."""
-    with warnings.catch_warnings():
-        # Lightning's advice on numbers of workers depends on the machine
-        warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
-        assert dicenet_cli.main([str(a) for a in arguments]) == code
-
-
-@pytest.fixture
-def fails(capsys):
-    """Run a command that must fail with exit code 2 and one line; returns the line."""
-
-    def check(*arguments, message=""):
-        capsys.readouterr()
-        run(*arguments, code=2)
-        error = capsys.readouterr().err.strip()
-        assert error.startswith("dicenet: ")
-        assert "\n" not in error
-        assert "Traceback" not in error
-        assert re.search(message, error), error
-        return error
-
-    return check
 
 
 def scene(seed, size=SIZE):
@@ -89,11 +62,6 @@ def trained(scenes, tmp_path_factory):
 @pytest.fixture(scope="session")
 def weights(trained):
     return trained / "best.safetensors"
-
-
-def rows(folder):
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 # -- training

@@ -40,12 +40,8 @@ class Point(NamedTuple):
 
 def points() -> list[Point]:
     """All widths of both families at both sizes, the narrowest first."""
-    names = [name for family in _FAMILIES for name in timm.list_models(f"{family}_*") if name in _plain(family)]
-    return [Point(name, size) for size in SIZES for name in names]
-
-
-def _plain(family: str) -> set[str]:
-    return {name for name in timm.list_models(f"{family}_*") if re.fullmatch(rf"{family}_\d+", name)}
+    names = [name for family in _FAMILIES for name in timm.list_models(f"{family}_*")]
+    return [Point(name, size) for size in SIZES for name in names if re.fullmatch(r"[a-z0-9]+_\d+", name)]
 
 
 def _published(checkpoint: str) -> dict[str, float | None]:

@@ -215,14 +215,7 @@ class SegmentTask(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores and start anew."""
-        found = self.validation_scores()
-        present = (self.confusion.compute().reshape(len(self.class_names), -1).sum(1) > 0).nonzero().flatten().tolist()
-        if len(present) == 1 and len(self.class_names) > 1:
-            raise DataError(
-                f"the masks to judge by hold one class only, {self.class_names[present[0]]} (255 is void): a mask's "
-                "pixels must be the numbers of their classes, from 0 on"
-            )
-        for name, value in found.items():
+        for name, value in self.validation_scores().items():
             self.log(f"val_{name}", value, prog_bar=name == "mean_iou", sync_dist=True)
         self.confusion.reset()
         self.loss.reset()
@@ -239,7 +232,13 @@ class SegmentTask(L.LightningModule):
         return scores(confusion)
 
     def validation_scores(self) -> dict[str, float]:
-        """Fractions of one: mean_iou, pixel_accuracy; and the mean loss."""
+        """Fractions of one: mean_iou, pixel_accuracy; and the mean loss. Raises DataError if there is one class only."""
         found = self.all_scores()
+        present = [name for name, iou in zip(self.class_names, found["iou_per_class"], strict=True) if iou is not None]
+        if len(present) == 1 and len(self.class_names) > 1:
+            raise DataError(
+                f"the masks to judge by hold one class only, {present[0]} (255 is void): a mask's pixels must be the "
+                "numbers of their classes, from 0 on"
+            )
         result = {key: float(found[key]) for key in ("mean_iou", "pixel_accuracy")}
         return result | {"loss": float(self.loss.compute())}

@@ -1,0 +1,20 @@
+"""What tests of commands share."""
+
+import csv
+import warnings
+
+import dicenet_cli
+
+
+def run(*arguments, code=0):
+    """Run a command in this process; its exit code must be ``code``."""
+    with warnings.catch_warnings():
+        # Lightning's advice on numbers of workers depends on the machine
+        warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+        assert dicenet_cli.main([str(a) for a in arguments]) == code
+
+
+def rows(folder):
+    """The epochs of a run folder."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
