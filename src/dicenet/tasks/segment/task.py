@@ -232,7 +232,7 @@ class SegmentTask(L.LightningModule):
         return scores(confusion)
 
     def validation_scores(self) -> dict[str, float]:
-        """Fractions of one: mean_iou, pixel_accuracy; and the mean loss. Raises DataError if there is one class only."""
+        """Fractions of one: mean_iou, pixel_accuracy; the mean loss. Raises DataError if there is one class only."""
         found = self.all_scores()
         present = [name for name, iou in zip(self.class_names, found["iou_per_class"], strict=True) if iou is not None]
         if len(present) == 1 and len(self.class_names) > 1:
