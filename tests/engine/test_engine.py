@@ -159,3 +159,16 @@ def test_best_is_not_replaced_by_worse(tmp_path):
     (folder / "config.yaml").write_text(text)
     classify.train(resume=str(folder))
     assert (folder / "best.safetensors").read_bytes() == before
+
+
+def test_a_network_that_gives_no_numbers_is_not_saved(tmp_path, monkeypatch):
+    """The last step of an epoch can ruin the weights without a loss that shows it."""
+
+    def ruined(self):
+        with torch.no_grad():
+            next(self.net.parameters()).fill_(float("nan"))
+
+    monkeypatch.setattr(classify.ClassifyTask, "on_validation_epoch_start", ruined)
+    with pytest.raises(dicenet.TrainingError, match=r"the validation loss became nan in epoch 1, .*smaller --lr"):
+        train(tmp_path / "run", epochs=1)
+    assert not (tmp_path / "run/best.safetensors").exists()

@@ -114,14 +114,16 @@ class Plan:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_the_decoder_learns_faster(optimizer):
-    task = SegmentTask(network(), "abc", SegmentOptimisation(optimizer, lr=0.01, lr_mult=10, schedule="hybrid"))
+    task = SegmentTask(
+        network(), "abc", SegmentOptimisation(optimizer=optimizer, lr=0.01, lr_mult=10, schedule="hybrid")
+    )
     task._trainer = Plan()
     groups = task.configure_optimizers()["optimizer"].param_groups
     assert [group["initial_lr"] for group in groups] == pytest.approx([0.01, 0.1])
     assert [len(group["params"]) for group in groups] == [
         len(list(part.parameters())) for part in (task.net.backbone, task.net.decoder)
     ]
-    frozen = SegmentTask(network(), "abc", SegmentOptimisation(optimizer, lr=0.01, freeze_backbone=True))
+    frozen = SegmentTask(network(), "abc", SegmentOptimisation(optimizer=optimizer, lr=0.01, freeze_backbone=True))
     frozen._trainer = Plan()
     (group,) = frozen.configure_optimizers()["optimizer"].param_groups
     assert group["initial_lr"] == pytest.approx(0.1)
@@ -133,7 +135,8 @@ def test_the_decoder_learns_faster(optimizer):
         ({"optimizer": "adam"}, "choose one of sgd, adamw"),
         ({"schedule": "step"}, "choose one of linear, cosine, poly, hybrid, constant"),
         ({"warmup": 1}, "warmup is a part of the run"),
-        ({"lr": 0}, "lr and lr_mult must be above 0"),
+        ({"lr": 0}, "lr must be above 0"),
+        ({"lr_mult": 0}, "lr_mult must be above 0"),
         ({"cycled": 0}, "cycled must be at least 1 epoch, got 0"),
         ({"momentum": 1}, "momentum must lie between 0 and 1"),
     ],

@@ -62,14 +62,16 @@ def _with_underscores(argument: str) -> str:
     return "--" + option[2:].replace("-", "_") + equals + value
 
 
-def _resume_config(arguments: list[str]) -> list[str]:
+def _resume_config(arguments: list[str], command: str) -> list[str]:
     """With ``--resume FOLDER``, the arguments of that run first, so that others given now override them."""
-    from dicenet.engine.run_folder import CONFIG, resumed_folder
+    from dicenet.engine.run_folder import CONFIG, check_command, resumed_folder
 
     for index, argument in enumerate(arguments):
         option, _, value = argument.partition("=")
         if option == "--resume" and (value or arguments[index + 1 :]):
-            return ["--config", str(resumed_folder(value or arguments[index + 1]) / CONFIG), *arguments]
+            folder = resumed_folder(value or arguments[index + 1])
+            check_command(folder, command)
+            return ["--config", str(folder / CONFIG), *arguments]
     return arguments
 
 
@@ -106,7 +108,7 @@ def run(arguments: list[str], word_given: bool) -> int:
         module = importlib.import_module(f"dicenet.cli.{words[0]}")
         command: Command = module.COMMANDS[words[1]] if word_given else module.COMMAND
         if command.resumable:
-            options = _resume_config(options)
+            options = _resume_config(options, " ".join(words))
         parser = _parser(" ".join(words), command)
         values = parser.parse_args(options)
         values.pop("config", None)

@@ -1,7 +1,9 @@
 """What every classification reader gives: pictures with class indices, split into parts, and how to batch them."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -79,10 +81,22 @@ class SampleList(Dataset[dict[str, Any]]):
             # a smaller last batch would unsettle the norms; a set smaller than one batch has nothing else
             drop_last=train and len(self.samples) > settings.batch_size,
             num_workers=settings.workers,
+            worker_init_fn=quiet_worker,
             persistent_workers=settings.workers > 0,
             collate_fn=collate,
             generator=generator,
         )
+
+
+def quiet_worker(number: int) -> None:
+    """Start of a reading process: it says nothing of a main process that no longer listens, as after Ctrl-C."""
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, ConnectionError):
+            usual(kind, error, trace)
+
+    sys.excepthook = hook
 
 
 def evenly_spread(total: int, count: int) -> list[int]:

@@ -16,7 +16,7 @@ import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dicenet.data.pictures import SUFFIXES, read_picture
-from dicenet.data.samples import LoaderSettings, Sample, collate, prepared, readable_sizes
+from dicenet.data.samples import LoaderSettings, Sample, collate, prepared, quiet_worker, readable_sizes
 from dicenet.data.transforms import Transform
 from dicenet.errors import DataError
 
@@ -100,7 +100,13 @@ class Shards:
         """Batches; each worker reads its own shards, so there are never more workers than shards."""
         workers = min(settings.workers, len(self.files))
         batches = ShardBatches(self, transform, train, settings, workers)
-        return DataLoader(batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
+        return DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=quiet_worker,
+            persistent_workers=workers > 0,
+        )
 
 
 class ShardBatches(IterableDataset[dict[str, Any]]):

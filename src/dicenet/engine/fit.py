@@ -5,6 +5,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,37 @@ def make_trainer(**arguments: Any) -> L.Trainer:
         raise ConfigError(" ".join(str(error).split())) from error
 
 
+@dataclass(frozen=True)
+class FitSettings:
+    """How a training is run.
+
+    Attributes:
+        epochs: passes over the training pictures.
+        ema: decay of the exponential average of weights that is validated and saved; 0: none.
+        device: auto, cpu, cuda or mps.
+        accumulate: batches per optimiser step.
+        clip: largest norm of the gradient; None: any.
+        devices, strategy, precision: Lightning's.
+    """
+
+    epochs: int
+    ema: float = 0.0
+    device: str = "auto"
+    devices: int | str = "auto"
+    strategy: str = "auto"
+    precision: str = "32-true"
+    accumulate: int = 1
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1 or (self.clip is not None and self.clip <= 0):
+            raise ConfigError(f"ema must lie from 0 to below 1 and clip above 0, got {self.ema} and {self.clip}")
+        check_device(self.device)
+
+
 @flush_denormals()
 def fit(
     task: L.LightningModule,
@@ -94,14 +126,7 @@ def fit(
     columns: tuple[str, ...],
     callbacks: Sequence[L.Callback],
     console: Console,
-    epochs: int,
-    ema: float = 0.0,
-    device: str = "auto",
-    devices: int | str = "auto",
-    strategy: str = "auto",
-    precision: str = "32-true",
-    accumulate: int = 1,
-    clip: float | None = None,
+    settings: FitSettings,
 ) -> None:
     """Train a task, from the last finished epoch if ``folder`` has a checkpoint.
 
@@ -115,10 +140,7 @@ def fit(
         columns: metrics for the table and the line of each epoch.
         callbacks: of the task, before those of the run.
         console: where words go.
-        epochs: number of passes over ``train``.
-        ema: decay of the exponential average of weights that is validated and saved; 0: none.
-        device: auto, cpu, cuda or mps.
-        devices, strategy, precision, accumulate, clip: Lightning's.
+        settings: how it is run.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the last finished epoch is kept.
@@ -130,20 +152,18 @@ def fit(
         EpochLines(console, columns),
         LastCheckpoint(folder / LAST),
     ]
-    if not 0 <= ema < 1 or (clip is not None and clip <= 0):
-        raise ConfigError(f"ema must lie from 0 to below 1 and clip above 0, got {ema} and {clip}")
-    if ema:
-        run_callbacks.append(EMAWeightAveraging(decay=ema))
+    if settings.ema:
+        run_callbacks.append(EMAWeightAveraging(decay=settings.ema))
     if console.is_terminal:
         run_callbacks.append(RichProgressBar(leave=False))
     trainer = make_trainer(
-        accelerator=check_device(device),
-        devices=devices,
-        strategy=strategy,
-        precision=precision,
-        accumulate_grad_batches=accumulate,
-        gradient_clip_val=clip,
-        max_epochs=epochs,
+        accelerator=check_device(settings.device),
+        devices=settings.devices,
+        strategy=settings.strategy,
+        precision=settings.precision,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.clip,
+        max_epochs=settings.epochs,
         callbacks=run_callbacks,
         logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
         default_root_dir=str(folder),

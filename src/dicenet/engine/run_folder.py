@@ -15,6 +15,7 @@ CONFIG = "config.yaml"
 BEST = "best.safetensors"
 LAST = "last.ckpt"
 METRICS = "metrics.csv"
+_COMMAND = "# dicenet "
 _SHARED_FOLDER = "DICENET_RUN_FOLDER"
 
 
@@ -66,9 +67,18 @@ def _make(out: str | Path | None, default: Path) -> Path:
     raise ConfigError(f"{names[0]} and its numbered successors are taken: name a folder with --out")
 
 
-def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write the arguments of a run, so that ``--config`` or ``--resume`` can read them."""
-    write_bytes(folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode())
+def write_config(folder: Path, config: Mapping[str, Any], command: str | None = None) -> None:
+    """Write the arguments of a run, so that ``--config`` or ``--resume`` can read them, and of which command it is."""
+    head = f"{_COMMAND}{command}\n" if command else ""
+    write_bytes(folder / CONFIG, (head + yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)).encode())
+
+
+def check_command(folder: Path, command: str) -> None:
+    """Raise ConfigError if a run folder says that another command began it."""
+    first = (folder / CONFIG).read_text(encoding="utf-8").partition("\n")[0]
+    if first.startswith(_COMMAND) and first != _COMMAND + command:
+        began = first.removeprefix(_COMMAND)
+        raise ConfigError(f"{folder} is a run of 'dicenet {began}': resume it with 'dicenet {began} --resume {folder}'")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

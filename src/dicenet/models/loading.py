@@ -22,10 +22,10 @@ from dicenet.weights.pytorchcv import PYTORCHCV
 #: Networks of each task that a file can be loaded as.
 TASKS = ("classify", "segment")
 
+AnyNetwork = Network | SegmentationNetwork
 
-def describe(
-    net: Network | SegmentationNetwork, class_names: Sequence[str] | None = None, **more: Any
-) -> dict[str, Any]:
+
+def describe(net: AnyNetwork, class_names: Sequence[str] | None = None, **more: Any) -> dict[str, Any]:
     """What a file must say to rebuild a network and to use it: architecture, arguments, classes, preprocessing.
 
     Raises:
@@ -46,9 +46,7 @@ def describe(
     }
 
 
-def save(
-    net: Network | SegmentationNetwork, path: str | Path, class_names: Sequence[str] | None = None, **more: Any
-) -> None:
+def save(net: AnyNetwork, path: str | Path, class_names: Sequence[str] | None = None, **more: Any) -> None:
     """Write a network as safetensors, whole or not at all, with all that :func:`load` needs in its metadata.
 
     Args:
@@ -198,7 +196,7 @@ def _module_for(state: Mapping[str, Tensor], interleave: bool, dilation: tuple[i
     )
 
 
-def convert(source: str, out: str) -> Network | SegmentationNetwork:
+def convert(source: str, out: str) -> AnyNetwork:
     """Turn a checkpoint of EdgeNets, pytorchcv or our training into one safetensors file of ours.
 
     Args:
@@ -213,7 +211,7 @@ def convert(source: str, out: str) -> Network | SegmentationNetwork:
     if Path(out).suffix != ".safetensors":
         raise ConfigError(f"--out {out} must end with .safetensors")
     net = load(source)
-    assert isinstance(net, Network | SegmentationNetwork)
+    assert isinstance(net, AnyNetwork)
     if net.input_size is None:
         raise WeightsError(f"{source} does not say for which size of pictures it is: give it its official file name")
     save(net, out)

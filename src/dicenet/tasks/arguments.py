@@ -2,16 +2,11 @@
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dicenet.engine.run_folder import read_config
-from dicenet.errors import ConfigError, WeightsError
-from dicenet.models.loading import load
-from dicenet.models.network import Network
-from dicenet.models.segmentation import SegmentationNetwork
-from dicenet.weights.files import read_checkpoint
 
 #: Arguments that are of a call, not of a run.
 _OF_THE_CALL = ("resume", "out")
@@ -38,23 +33,3 @@ def with_changes(function: Callable[..., Any], folder: Path, given: Mapping[str,
     """The arguments of a run of ``function``, with those given now, told by differing from their defaults."""
     defaults = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
     return read_config(folder) | {name: value for name, value in given.items() if value != _plain(name, defaults[name])}
-
-
-def resumed_network(checkpoint: Path, class_names: Sequence[str]) -> tuple[Network | SegmentationNetwork, int]:
-    """The network that a checkpoint of a run describes, and the number of epochs that are finished.
-
-    Raises:
-        WeightsError: it is of no run of ours.
-        ConfigError: the data has other classes.
-    """
-    metadata = read_checkpoint(checkpoint).metadata
-    if not metadata:
-        raise WeightsError(f"{checkpoint} is not of a dicenet run: it cannot be resumed from")
-    if metadata["class_names"] != list(class_names):
-        raise ConfigError(
-            f"the run was of {len(metadata['class_names'])} classes, the data has {len(class_names)} or others: "
-            "start a new run with --weights instead"
-        )
-    net = load(checkpoint)
-    assert isinstance(net, Network | SegmentationNetwork)
-    return net, int(metadata["epochs"])

@@ -14,7 +14,7 @@ from torch import Tensor
 from dicenet.data.classification import open_classification_data
 from dicenet.data.samples import LoaderSettings
 from dicenet.data.transforms import evaluation_transform
-from dicenet.engine.console import say, say_what_was_left_out
+from dicenet.engine.console import say, say_what_was_left_out, some
 from dicenet.engine.fit import check_device, make_trainer
 from dicenet.engine.run_folder import default_run_folder, new_run_folder
 from dicenet.errors import ConfigError
@@ -27,10 +27,6 @@ from dicenet.tasks.drawing import confusion_plot, png
 from dicenet.weights.files import write_bytes, write_json
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
 def _class_order(data_names: Sequence[str], net: Network, weights: str) -> list[int]:
     """For each class of the data the class of the network with the same name (or WordNet id)."""
     names = class_names_of(net)
@@ -40,8 +36,8 @@ def _class_order(data_names: Sequence[str], net: Network, weights: str) -> list[
     unknown = [name for name in data_names if name not in known]
     if unknown:
         raise ConfigError(
-            f"{weights} was trained for {len(names)} classes ({_some(names)}), the data has {len(data_names)}, "
-            f"among them unknown ones: {_some(unknown)}"
+            f"{weights} was trained for {len(names)} classes ({some(names)}), the data has {len(data_names)}, among "
+            f"them unknown ones: {some(unknown)}. Name the folders as its classes, or train from it with --weights"
         )
     return [known[name] for name in data_names]
 
@@ -95,7 +91,7 @@ def evaluate(
     used = for_inference(net, trainer.strategy.root_device, trainer.precision, optimize)
     task = _ReorderedTask(used, class_names_of(net), order)
     trainer.test(task, part.loader(evaluation_transform(preprocessing), False, settings), verbose=False)
-    scores = task.validation_scores()
+    scores = task.scores()
     results = {
         "task": TASK,
         "weights": str(weights),
@@ -123,10 +119,9 @@ class _ReorderedTask(ClassifyTask):
         super().__init__(net, class_names)
         self.register_buffer("order", torch.tensor(order))
 
-    def _scores(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
-        if "image" in batch:
-            batch["target"] = self.order[batch["target"]]
-        return super()._scores(batch)
+    def truth(self, batch: dict[str, Any]) -> Tensor:
+        """The class of each picture, as the network numbers them."""
+        return self.order[batch["target"]]
 
 
 def _class_table(confusion: Tensor, names: Sequence[str], order: Sequence[int]) -> list[dict[str, Any]]:

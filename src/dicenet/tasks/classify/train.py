@@ -18,36 +18,20 @@ from dicenet.data.classification import (
 )
 from dicenet.data.samples import LoaderSettings, Part
 from dicenet.data.transforms import Augmentation, Preprocessing, evaluation_transform, training_transform
-from dicenet.engine.callbacks import AtStart, BestWeights
-from dicenet.engine.console import say, say_what_was_left_out
-from dicenet.engine.fit import check_device, fit
-from dicenet.engine.run_folder import (
-    BEST,
-    LAST,
-    METRICS,
-    check_unchanged,
-    default_run_folder,
-    new_run_folder,
-    process_rank,
-    read_config,
-    resumed_folder,
-    write_config,
-)
+from dicenet.engine.console import say
+from dicenet.engine.fit import FitSettings
 from dicenet.errors import ConfigError, WeightsError
-from dicenet.models.loading import load, save
+from dicenet.models.loading import load
 from dicenet.models.network import Network
 from dicenet.models.registry import check_model_name
 from dicenet.models.segmentation import SegmentationNetwork
 from dicenet.ops import flush_denormals
-from dicenet.tasks.arguments import default_workers, plain_arguments, resumed_network, with_changes
-from dicenet.tasks.classify.task import TASK, ClassifyTask, Optimisation
+from dicenet.tasks.arguments import default_workers, plain_arguments
+from dicenet.tasks.classify.task import TASK, ClassifyOptimisation, ClassifyTask
 from dicenet.tasks.classify.trained import same_classes
-from dicenet.tasks.drawing import png, read_metrics, training_curves
-from dicenet.weights.files import write_bytes
+from dicenet.tasks.training import CHANGEABLE, Judging, Run, check_seed, taken_up
 
-COLUMNS = ("train_loss", "val_loss", "val_top1", "val_top5")
-#: Arguments that may differ in a resumed run.
-CHANGEABLE = ("epochs", "data", "workers", "device", "devices", "strategy", "precision")
+JUDGING = Judging("top1", "top-1", ("train_loss", "val_loss", "val_top1", "val_top5"))
 _DEFAULT_MODEL = "dicenet_100"
 
 
@@ -126,95 +110,47 @@ def train(
         The run folder, with best.safetensors, last.ckpt, metrics.csv, config.yaml, curves.png, TensorBoard logs.
     """
     config = plain_arguments(locals())
-    if resume is not None:
-        if out is not None:
-            raise ConfigError("a resumed run goes on in its own folder: leave out --out")
-        if data is None:
-            return train(**{**with_changes(train, resumed_folder(resume), config), "resume": resume})
-        check_unchanged(read_config(resumed_folder(resume)), config, CHANGEABLE)
+    if resume is not None and (complete := taken_up(train, config, resume, out, CHANGEABLE)):
+        return train(**complete)
     if data is None:
         raise ConfigError("no data: give --data FOLDER (or --data digits)")
     data, weights = os.fspath(data), None if weights is None else os.fspath(weights)
-    for name, value in (("epochs", epochs), ("accumulate", accumulate)):
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}")
     if drop_rate is not None and not 0 <= drop_rate < 1:
         raise ConfigError(f"drop_rate must lie from 0 to below 1, got {drop_rate}")
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed must lie from 0 to below 2^32, got {seed}")
     if model and "." in check_model_name(model):  # a tag names official weights
         if weights:
             raise ConfigError(f"--model {model} names weights, and so does --weights {weights}: give one of them")
         model, weights = model.split(".")[0], model
-    peak = lr if lr is not None else (0.1 if weights is None else 0.02)
-    optimisation = Optimisation(optimizer, peak, weight_decay, momentum, schedule, warmup, label_smoothing)
-    check_device(device)
-    L.seed_everything(seed, workers=True, verbose=False)
-    console = Console(quiet=process_rank() > 0)
+    optimisation = ClassifyOptimisation(
+        optimizer=optimizer,
+        lr=lr if lr is not None else (0.1 if weights is None else 0.02),
+        weight_decay=weight_decay,
+        momentum=momentum,
+        schedule=schedule,
+        warmup=warmup,
+        label_smoothing=label_smoothing,
+    )
+    settings = FitSettings(epochs, ema, device, devices, strategy, precision, accumulate, clip)
+    L.seed_everything(check_seed(seed), workers=True, verbose=False)
+    run = Run(TASK, config, JUDGING, settings, out, resume)
 
     dataset = open_classification_data(data)
     train_part, val_part, judged_on = _training_parts(dataset, val_fraction, seed)
-    finished = 0
-    if resume is not None and (resumed_folder(resume) / LAST).exists():
-        stored, finished = resumed_network(resumed_folder(resume) / LAST, dataset.class_names)
-        assert isinstance(stored, Network)
-        net = stored
-    else:
-        size, stem = _input_for(dataset, img_size, stem, weights, console)
-        net = _network(model, weights, dataset.class_names, in_chans, size, stem, drop_rate, console)
+    net, finished = run.stored_network(Network, dataset.class_names)
+    if net is None:
+        size, stem = _input_for(dataset, img_size, stem, weights, run.console)
+        net = _network(model, weights, dataset.class_names, in_chans, size, stem, drop_rate, run.console)
     preprocessing = _training_preprocessing(net)
     augmentation = _augmentation(net, data, augment, min_scale, hflip)
     # the seed moves on with the epochs, so that a resumed run does not see its first orders again
-    settings = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed + finished)
-    task = ClassifyTask(net, dataset.class_names, optimisation)
-
-    folder = resumed_folder(resume) if resume else new_run_folder(out, default_run_folder(TASK, "train"))
-    say(
-        console,
+    loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed + finished)
+    return run.go(
+        ClassifyTask(net, dataset.class_names, optimisation),
+        train_part.loader(training_transform(preprocessing, augmentation), True, loading),
+        val_part.loader(evaluation_transform(preprocessing), False, loading),
+        finished,
         f"{net.architecture}, {len(dataset.class_names)} classes, input {net.input_size[0]}x{net.input_size[1]}, "
-        f"{net.stem_type} stem; {len(train_part)} pictures to train on, {len(val_part)} to judge by ({judged_on}); "
-        f"run folder {folder}",
-    )
-    if resume is not None:
-        say(console, f"resuming behind epoch {finished} of {epochs}" if finished else "no epoch was finished: anew")
-
-    def write_best(epoch: int, scores: dict[str, float]) -> None:
-        save(net, folder / BEST, dataset.class_names, training={"epoch": epoch, **scores})
-
-    if finished >= epochs:
-        say(console, f"all {epochs} epochs are finished: give more --epochs to go on")
-        return folder
-    fit(
-        task,
-        train_part.loader(training_transform(preprocessing, augmentation), True, settings),
-        val_part.loader(evaluation_transform(preprocessing), False, settings),
-        folder,
-        columns=COLUMNS,
-        callbacks=[AtStart(lambda: write_config(folder, config)), BestWeights("top1", write_best)],
-        console=console,
-        epochs=epochs,
-        ema=ema,
-        device=device,
-        devices=devices,
-        strategy=strategy,
-        precision=precision,
-        accumulate=accumulate,
-        clip=clip,
-    )
-    if task.global_rank == 0:
-        _finish(folder, task.bad_pictures, console)
-    return folder
-
-
-def _finish(folder: Path, bad_pictures: dict[str, str], console: Console) -> None:
-    """Draw the curves of a finished run and say how it ended."""
-    say_what_was_left_out(console, bad_pictures)
-    rows = read_metrics(folder / METRICS)
-    write_bytes(folder / "curves.png", png(training_curves(rows, "val_top1", "validation top-1")))
-    best = max(rows, key=lambda row: row["val_top1"])
-    say(
-        console,
-        f"best epoch {best['epoch']:.0f}: top-1 {100 * best['val_top1']:.2f} %; weights in {folder / BEST}",
+        f"{net.stem_type} stem; {len(train_part)} pictures to train on, {len(val_part)} to judge by ({judged_on})",
     )
 
 

@@ -31,8 +31,12 @@ def same_classes(net: Network, names: Sequence[str]) -> bool:
 
 def load_classifier(weights: str, img_size: int | tuple[int, int] | None) -> tuple[Network, Preprocessing]:
     """A classifier ready to be used, and how its pictures are prepared. Raises WeightsError if it has no classes."""
-    net = load(weights, task="classify")
-    assert isinstance(net, Network)
+    net = load(weights)
+    if not isinstance(net, Network):
+        raise WeightsError(
+            f"{weights} is a segmentation network, not a classifier: use the command for segment, or train a "
+            "classifier from it"
+        )
     if net.num_classes == 0:
         raise WeightsError(f"{weights} has no classifier")
     if img_size is not None:

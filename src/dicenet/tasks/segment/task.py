@@ -1,81 +1,55 @@
 """The segmentation module: loss, metrics, optimisation."""
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from dicenet.data.masks import IGNORE, resized_labels
-from dicenet.engine.schedules import check_schedule, scheduler
-from dicenet.errors import ConfigError, DataError, TrainingError
-from dicenet.models.loading import describe
+from dicenet.errors import ConfigError, DataError
 from dicenet.models.segmentation import SegmentationNetwork
 from dicenet.tasks.segment.inference import sliding_labels
 from dicenet.tasks.segment.metrics import scores
-from dicenet.weights.files import METADATA_KEY
+from dicenet.tasks.task import Optimisation, Task, loss_metric
 
 TASK = "segment"
-OPTIMIZERS = ("sgd", "adamw")
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
-@dataclass(frozen=True)
-class SegmentOptimisation:
-    """How the weights are changed; the defaults are the official code's.
+@dataclass(frozen=True, kw_only=True)
+class SegmentOptimisation(Optimisation):
+    """How the weights are changed; the defaults are the official code's, weight decay is on all parameters.
 
     Attributes:
-        optimizer: sgd or adamw.
         lr: of the backbone; the decoder's is ``lr_mult`` times that.
-        weight_decay: on all parameters, as in the official code.
-        schedule, warmup: see :mod:`dicenet.engine.schedules`.
-        cycled: epochs in which the schedule ``hybrid`` cycles.
         freeze_backbone: train the decoder only; the backbone's norms keep their statistics.
         freeze_norms: keep the statistics and affine parameters of all norms. The official code means to, but goes on
             to update the statistics.
     """
 
-    optimizer: str = "sgd"
     lr: float = 0.009
     lr_mult: float = 10.0
     weight_decay: float = 4e-5
-    momentum: float = 0.9
     schedule: str = "hybrid"
-    warmup: float = 0.0
-    cycled: int | None = None
     freeze_backbone: bool = False
     freeze_norms: bool = False
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise ConfigError(f"optimizer {self.optimizer!r} is unknown: choose one of {', '.join(OPTIMIZERS)}")
-        check_schedule(self.schedule)
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup is a part of the run from 0 to below 1, got {self.warmup}")
-        if self.lr <= 0 or self.lr_mult <= 0 or self.weight_decay < 0:
-            raise ConfigError(
-                f"lr and lr_mult must be above 0 and weight_decay not below, got {self.lr}, {self.lr_mult} and "
-                f"{self.weight_decay}"
-            )
-        if self.cycled is not None and self.cycled < 1:
-            raise ConfigError(f"cycled must be at least 1 epoch, got {self.cycled}")
-        if not 0 < self.momentum < 1:
-            raise ConfigError(f"momentum must lie between 0 and 1, got {self.momentum}")
+        super().__post_init__()
+        if self.lr_mult <= 0:
+            raise ConfigError(f"lr_mult must be above 0, got {self.lr_mult}")
 
 
-class SegmentTask(L.LightningModule):
+class SegmentTask(Task):
     """Trains and judges a segmentation network: cross-entropy without void pixels, mean IoU.
 
-    Batches are those of :mod:`dicenet.data.masks`; pictures that could not be read are collected in ``bad_pictures``
-    (name to reason). Scores come from one confusion matrix over all pictures (and processes), of label maps that were
-    resized to each picture's own size.
+    Batches are those of :mod:`dicenet.data.masks`. Scores come from one confusion matrix over all pictures (and
+    processes), of label maps that were resized to each picture's own size.
 
     Args:
         net: the network.
@@ -85,6 +59,11 @@ class SegmentTask(L.LightningModule):
         mode: how pictures are judged: see :mod:`dicenet.tasks.segment.inference`.
     """
 
+    WITHOUT_TRUTH = "their masks are void everywhere"
+
+    net: SegmentationNetwork
+    optimisation: SegmentOptimisation
+
     def __init__(
         self,
         net: SegmentationNetwork,
@@ -93,17 +72,12 @@ class SegmentTask(L.LightningModule):
         class_weights: Sequence[float] | None = None,
         mode: str = "whole",
     ) -> None:
-        super().__init__()
-        self.net = net.to(memory_format=torch.channels_last)
-        self.class_names = list(class_names)
-        self.optimisation = optimisation or SegmentOptimisation()
+        super().__init__(net, class_names, optimisation or SegmentOptimisation())
         self.mode = mode
         weights = torch.tensor(class_weights or [1.0] * len(self.class_names))
         self.register_buffer("class_weights", weights, persistent=False)
         self.confusion = MulticlassConfusionMatrix(len(self.class_names), ignore_index=IGNORE, validate_args=False)
-        self.loss = MeanMetric()
-        self.bad_pictures: dict[str, str] = {}
-        self.learned = False
+        self.loss = loss_metric()
         self._freeze()
 
     # -- training
@@ -137,54 +111,20 @@ class SegmentTask(L.LightningModule):
         known = target[target != IGNORE]
         return losses / weights[known].sum().clamp(min=1e-12)
 
-    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor | None:
-        """Loss of a batch. Raises TrainingError when it is no longer finite."""
-        self.bad_pictures.update(batch["errors"])
-        if "image" not in batch:
-            return None
-        self.learned |= bool((batch["target"] != IGNORE).any())
-        loss = self._loss(self.net(batch["image"].contiguous(memory_format=torch.channels_last)), batch["target"])
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss.item()} in epoch {self.current_epoch + 1}, step {self.global_step + 1}: use a "
-                f"smaller --lr than {self.optimisation.lr} or a longer --warmup"
-            )
-        self.log(
-            "train_loss",
-            loss,
-            on_step=True,
-            on_epoch=True,
-            prog_bar=True,
-            batch_size=len(batch["image"]),
-            sync_dist=True,
-        )
-        return loss
+    def batch_loss(self, batch: dict[str, Any]) -> Tensor:
+        """See :meth:`_loss`."""
+        return self._loss(self.net(batch["image"].contiguous(memory_format=torch.channels_last)), batch["target"])
 
-    def on_train_epoch_end(self) -> None:
-        """Raise DataError if there was nothing to learn from."""
-        if not self.learned:
-            reason = next(iter(self.bad_pictures.values()), "their masks are void everywhere")
-            raise DataError(f"there is nothing to learn from in the pictures: {reason}")
+    def has_truth(self, batch: dict[str, Any]) -> bool:
+        """Whether a pixel is not void."""
+        return bool((batch["target"] != IGNORE).any())
 
-    def configure_optimizers(self) -> Any:
-        """Two groups of parameters, a schedule per step."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The backbone, and the decoder at a higher rate; what is frozen is left out."""
         o = self.optimisation
         parts = ((self.net.backbone, o.lr), (self.net.decoder, o.lr * o.lr_mult))
         groups = [{"params": [p for p in part.parameters() if p.requires_grad], "lr": rate} for part, rate in parts]
-        groups = [group for group in groups if group["params"]]
-        optimizer: torch.optim.Optimizer
-        if o.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, o.lr, momentum=o.momentum, weight_decay=o.weight_decay)
-        else:
-            optimizer = torch.optim.AdamW(groups, o.lr, weight_decay=o.weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
-        epochs = self.trainer.max_epochs or 1
-        plan = scheduler(optimizer, o.schedule, steps, int(o.warmup * steps), epochs, o.cycled)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plan, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Describe the network, so that a checkpoint can be used like the weights."""
-        checkpoint[METADATA_KEY] = json.dumps(describe(self.net, self.class_names, epochs=self.current_epoch + 1))
+        return [group for group in groups if group["params"]]
 
     # -- judging
 
@@ -213,10 +153,8 @@ class SegmentTask(L.LightningModule):
         """Collect confusions."""
         self._judge(batch)
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the scores and start anew."""
-        for name, value in self.validation_scores().items():
-            self.log(f"val_{name}", value, prog_bar=name == "mean_iou", sync_dist=True)
+    def reset_scores(self) -> None:
+        """Forget them."""
         self.confusion.reset()
         self.loss.reset()
 
@@ -231,7 +169,7 @@ class SegmentTask(L.LightningModule):
             raise DataError(f"there is nothing to judge by in the pictures: {reason}")
         return scores(confusion)
 
-    def validation_scores(self) -> dict[str, float]:
+    def scores(self) -> dict[str, float]:
         """Fractions of one: mean_iou, pixel_accuracy; the mean loss. Raises DataError if there is one class only."""
         found = self.all_scores()
         present = [name for name, iou in zip(self.class_names, found["iou_per_class"], strict=True) if iou is not None]

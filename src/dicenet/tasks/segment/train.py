@@ -16,34 +16,18 @@ from dicenet.data.masks import IGNORE, MaskedPictures, hold_out
 from dicenet.data.samples import LoaderSettings
 from dicenet.data.segmentation import SegmentationData, open_segmentation_data
 from dicenet.data.transforms import Preprocessing
-from dicenet.engine.callbacks import AtStart, BestWeights
-from dicenet.engine.console import say, say_what_was_left_out
-from dicenet.engine.fit import check_device, fit
-from dicenet.engine.run_folder import (
-    BEST,
-    LAST,
-    METRICS,
-    check_unchanged,
-    default_run_folder,
-    new_run_folder,
-    process_rank,
-    read_config,
-    resumed_folder,
-    write_config,
-)
+from dicenet.engine.console import say
+from dicenet.engine.fit import FitSettings
 from dicenet.errors import ConfigError, DataError
-from dicenet.models.loading import load, save
+from dicenet.models.loading import load
 from dicenet.models.network import pair
 from dicenet.models.segmentation import DEFAULT_IMG_SIZE, SegmentationNetwork, create_segmentation_model
 from dicenet.ops import flush_denormals
-from dicenet.tasks.arguments import default_workers, plain_arguments, resumed_network, with_changes
-from dicenet.tasks.drawing import png, read_metrics, training_curves
+from dicenet.tasks.arguments import default_workers, plain_arguments
 from dicenet.tasks.segment.task import TASK, SegmentOptimisation, SegmentTask
-from dicenet.weights.files import write_bytes
+from dicenet.tasks.training import CHANGEABLE, Judging, Run, check_seed, taken_up
 
-COLUMNS = ("train_loss", "val_loss", "val_mean_iou", "val_pixel_accuracy")
-#: Arguments that may differ in a resumed run.
-CHANGEABLE = ("epochs", "data", "coco", "workers", "device", "devices", "strategy", "precision")
+JUDGING = Judging("mean_iou", "mean IoU", ("train_loss", "val_loss", "val_mean_iou", "val_pixel_accuracy"))
 CLASS_WEIGHTS = ("none", "dataset", "inverse-log")
 _DEFAULT_MODEL = "dicenet_100"
 _RATES = {"sgd": 0.009, "adamw": 0.0005}
@@ -148,97 +132,51 @@ def train(
         The run folder, with best.safetensors, last.ckpt, metrics.csv, config.yaml, curves.png, TensorBoard logs.
     """
     config = plain_arguments(locals())
-    if resume is not None:
-        if out is not None:
-            raise ConfigError("a resumed run goes on in its own folder: leave out --out")
-        if data is None:
-            return train(**{**with_changes(train, resumed_folder(resume), config), "resume": resume})
-        check_unchanged(read_config(resumed_folder(resume)), config, CHANGEABLE)
+    if resume is not None and (complete := taken_up(train, config, resume, out, (*CHANGEABLE, "coco"))):
+        return train(**complete)
     if data is None:
         raise ConfigError("no data: give --data FOLDER")
     data, weights = os.fspath(data), None if weights is None else os.fspath(weights)
-    for name, value in (("epochs", epochs), ("accumulate", accumulate)):
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}")
-    if not 0 <= seed < 2**32:
-        raise ConfigError(f"seed must lie from 0 to below 2^32, got {seed}")
     if model and "." in model and weights:
         raise ConfigError(f"--model {model} names weights, and so does --weights {weights}: give one of them")
-    rate = lr if lr is not None else _RATES.get(optimizer, 0.0005)
     optimisation = SegmentOptimisation(
-        optimizer, rate, lr_mult, weight_decay, momentum, schedule, warmup, cycled, freeze_backbone, freeze_norms
+        optimizer=optimizer,
+        lr=lr if lr is not None else _RATES.get(optimizer, 0.0005),
+        lr_mult=lr_mult,
+        weight_decay=weight_decay,
+        momentum=momentum,
+        schedule=schedule,
+        warmup=warmup,
+        cycled=cycled,
+        freeze_backbone=freeze_backbone,
+        freeze_norms=freeze_norms,
     )
-    check_device(device)
-    L.seed_everything(seed, workers=True, verbose=False)
-    console = Console(quiet=process_rank() > 0)
+    settings = FitSettings(epochs, ema, device, devices, strategy, precision, accumulate, clip)
+    L.seed_everything(check_seed(seed), workers=True, verbose=False)
+    run = Run(TASK, config, JUDGING, settings, out, resume)
 
     dataset = open_segmentation_data(data, ignore_id)
     train_part, val_part, judged_on = _parts(dataset, train_split, val_split, val_fraction, seed)
-    loss_weights = _class_weights(dataset, train_part, class_weights, class_weight_power, console)
+    loss_weights = _class_weights(dataset, train_part, class_weights, class_weight_power, run.console)
     if coco is not None:
         added = read_coco_as_voc(coco, dataset.class_names)
         train_part = MaskedPictures([*train_part.samples, *added.samples], train_part.class_names)
-    finished = 0
-    if resume is not None and (resumed_folder(resume) / LAST).exists():
-        stored, finished = resumed_network(resumed_folder(resume) / LAST, dataset.class_names)
-        assert isinstance(stored, SegmentationNetwork)
-        net = stored
-    else:
-        net = _network(model, weights, pretrained, dataset.class_names, img_size, decoder_channels, console)
+    net, finished = run.stored_network(SegmentationNetwork, dataset.class_names)
+    if net is None:
+        net = _network(model, weights, pretrained, dataset.class_names, img_size, decoder_channels, run.console)
     preprocessing = Preprocessing.of(net.pretrained_cfg)
     crop = preprocessing.input_size if crop_size is None else pair(crop_size, "crop_size")
     augmentation = MaskAugmentation(crop, min_scale, max_scale, hflip, color)
     # the seed moves on with the epochs, so that a resumed run does not see its first orders again
-    settings = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed + finished)
-    task = SegmentTask(net, dataset.class_names, optimisation, loss_weights)
-
-    folder = resumed_folder(resume) if resume else new_run_folder(out, default_run_folder(TASK, "train"))
-    say(
-        console,
+    loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed + finished)
+    return run.go(
+        SegmentTask(net, dataset.class_names, optimisation, loss_weights),
+        train_part.loader(training_pair_transform(preprocessing, augmentation), True, loading),
+        val_part.loader(evaluation_pair_transform(preprocessing), False, loading),
+        finished,
         f"{net.architecture}, {len(dataset.class_names)} classes, input {preprocessing.input_size[0]}x"
         f"{preprocessing.input_size[1]}, crops {crop[0]}x{crop[1]}; {len(train_part)} pictures to train on, "
-        f"{len(val_part)} to judge by ({judged_on}); run folder {folder}",
-    )
-    if resume is not None:
-        say(console, f"resuming behind epoch {finished} of {epochs}" if finished else "no epoch was finished: anew")
-
-    def write_best(epoch: int, scores: dict[str, float]) -> None:
-        save(net, folder / BEST, dataset.class_names, training={"epoch": epoch, **scores})
-
-    if finished >= epochs:
-        say(console, f"all {epochs} epochs are finished: give more --epochs to go on")
-        return folder
-    fit(
-        task,
-        train_part.loader(training_pair_transform(preprocessing, augmentation), True, settings),
-        val_part.loader(evaluation_pair_transform(preprocessing), False, settings),
-        folder,
-        columns=COLUMNS,
-        callbacks=[AtStart(lambda: write_config(folder, config)), BestWeights("mean_iou", write_best)],
-        console=console,
-        epochs=epochs,
-        ema=ema,
-        device=device,
-        devices=devices,
-        strategy=strategy,
-        precision=precision,
-        accumulate=accumulate,
-        clip=clip,
-    )
-    if task.global_rank == 0:
-        _finish(folder, task.bad_pictures, console)
-    return folder
-
-
-def _finish(folder: Path, bad_pictures: dict[str, str], console: Console) -> None:
-    """Draw the curves of a finished run and say how it ended."""
-    say_what_was_left_out(console, bad_pictures)
-    rows = read_metrics(folder / METRICS)
-    write_bytes(folder / "curves.png", png(training_curves(rows, "val_mean_iou", "validation mean IoU")))
-    best = max(rows, key=lambda row: row["val_mean_iou"])
-    say(
-        console,
-        f"best epoch {best['epoch']:.0f}: mean IoU {100 * best['val_mean_iou']:.2f} %; weights in {folder / BEST}",
+        f"{len(val_part)} to judge by ({judged_on})",
     )
 
 

@@ -1,0 +1,174 @@
+"""What all tasks share: a network that learns from batches of pictures, and is judged."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from dicenet.engine.schedules import check_schedule, scheduler
+from dicenet.errors import ConfigError, DataError, TrainingError
+from dicenet.models.loading import AnyNetwork, describe
+from dicenet.weights.files import METADATA_KEY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """How the weights are changed.
+
+    Attributes:
+        optimizer: one of ``OPTIMIZERS``.
+        lr, weight_decay, momentum: of the optimiser; the schedule multiplies the rate.
+        schedule, warmup: see :mod:`dicenet.engine.schedules`.
+        cycled: epochs in which the schedule ``hybrid`` cycles.
+    """
+
+    OPTIMIZERS: ClassVar[tuple[str, ...]] = ("sgd", "adamw")
+
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    schedule: str = "linear"
+    warmup: float = 0.0
+    cycled: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in self.OPTIMIZERS:
+            raise ConfigError(f"optimizer {self.optimizer!r} is unknown: choose one of {', '.join(self.OPTIMIZERS)}")
+        check_schedule(self.schedule)
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"warmup is a part of the run from 0 to below 1, got {self.warmup}")
+        if self.lr <= 0 or self.weight_decay < 0:
+            raise ConfigError(f"lr must be above 0 and weight_decay not below, got {self.lr} and {self.weight_decay}")
+        if not 0 < self.momentum < 1:
+            raise ConfigError(f"momentum must lie between 0 and 1, got {self.momentum}")
+        if self.cycled is not None and self.cycled < 1:
+            raise ConfigError(f"cycled must be at least 1 epoch, got {self.cycled}")
+
+
+def loss_metric() -> MeanMetric:
+    """The mean of a loss over an epoch. What is no number stays in it: it must be noticed."""
+    return MeanMetric(nan_strategy="disable")
+
+
+class Task(L.LightningModule):
+    """Trains and judges a network.
+
+    Batches are dicts; those without ``image`` hold no picture that could be read. Pictures that could not are collected
+    in ``bad_pictures`` (name to reason).
+
+    Args:
+        net: the network.
+        class_names: of its classes.
+        optimisation: how it is trained.
+    """
+
+    #: How pictures are from which nothing can be learned.
+    WITHOUT_TRUTH = "there are none"
+
+    def __init__(self, net: AnyNetwork, class_names: Sequence[str], optimisation: Optimisation) -> None:
+        super().__init__()
+        self.net = net.to(memory_format=torch.channels_last)
+        self.class_names = list(class_names)
+        self.optimisation = optimisation
+        self.train_loss = loss_metric()
+        self.bad_pictures: dict[str, str] = {}
+        self.learned = False
+
+    # -- what each task says
+
+    def batch_loss(self, batch: dict[str, Any]) -> Tensor:
+        """Loss of a batch of pictures that could be read."""
+        raise NotImplementedError
+
+    def scores(self) -> dict[str, float]:
+        """What was found in the epoch: ``loss``, and the task's own. Raises DataError if nothing could be judged."""
+        raise NotImplementedError
+
+    def reset_scores(self) -> None:
+        """Forget them."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> Any:
+        """What the optimiser is given."""
+        raise NotImplementedError
+
+    def has_truth(self, batch: dict[str, Any]) -> bool:
+        """Whether there is something to learn from a batch."""
+        return True
+
+    # -- training
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor | None:
+        """Loss of a batch. Raises TrainingError when it is no longer finite."""
+        self.bad_pictures.update(batch["errors"])
+        readable = "image" in batch
+        loss = self.batch_loss(batch) if readable else self._nothing()
+        if readable:
+            self.learned |= self.has_truth(batch)
+            self._check_finite(loss, "loss")
+            self.train_loss.update(loss.detach(), len(batch["image"]))
+            self.log("train_loss_step", loss, prog_bar=True)
+        # by each process, also by one that could read nothing: it is summed over all at the end of the epoch
+        self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
+        # processes that train together need a gradient from each
+        return loss if readable or self.trainer.world_size > 1 else None
+
+    def _nothing(self) -> Tensor:
+        """A loss of 0 from which every parameter gets a gradient of 0."""
+        return torch.stack([p.flatten()[:0].sum() for p in self.parameters() if p.requires_grad]).sum()
+
+    def _check_finite(self, loss: Tensor, name: str) -> None:
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the {name} became {value} in epoch {self.current_epoch + 1}, step {self.global_step + 1}: use a "
+                f"smaller --lr than {self.optimisation.lr} or a longer --warmup"
+            )
+
+    def on_train_epoch_end(self) -> None:
+        """Raise DataError if there was nothing to learn from."""
+        learned = self.trainer.strategy.reduce(torch.tensor(float(self.learned), device=self.device), reduce_op="sum")
+        if not learned:
+            reason = next(iter(self.bad_pictures.values()), self.WITHOUT_TRUTH)
+            raise DataError(f"there is nothing to learn from in the pictures: {reason}")
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of the groups of parameters."""
+        o = self.optimisation
+        groups = self.parameter_groups()
+        if o.optimizer == "sgd":
+            return torch.optim.SGD(groups, o.lr, momentum=o.momentum, weight_decay=o.weight_decay)
+        return torch.optim.AdamW(groups, o.lr, weight_decay=o.weight_decay)
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser, and a schedule per step."""
+        o, optimizer = self.optimisation, self.make_optimizer()
+        steps = int(self.trainer.estimated_stepping_batches)
+        epochs = self.trainer.max_epochs or 1
+        plan = scheduler(optimizer, o.schedule, steps, int(o.warmup * steps), epochs, o.cycled)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plan, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Describe the network, so that a checkpoint can be used like the weights."""
+        checkpoint[METADATA_KEY] = json.dumps(describe(self.net, self.class_names, epochs=self.current_epoch + 1))
+
+    # -- judging
+
+    def validation_scores(self) -> dict[str, float]:
+        """The scores of an epoch. Raises TrainingError if the network gives no numbers any more."""
+        found = self.scores()
+        self._check_finite(torch.tensor(found["loss"]), "validation loss")
+        return found
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores and start anew."""
+        for name, value in self.validation_scores().items():
+            self.log(f"val_{name}", value, prog_bar=name != "loss", sync_dist=True)
+        self.reset_scores()

@@ -1,0 +1,167 @@
+"""The course of a training, the same for all tasks: taken up or begun, run, and how it ends."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning as L
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from dicenet.engine.callbacks import AtStart, BestWeights
+from dicenet.engine.console import say, say_what_was_left_out
+from dicenet.engine.fit import FitSettings, fit
+from dicenet.engine.run_folder import (
+    BEST,
+    LAST,
+    METRICS,
+    check_unchanged,
+    default_run_folder,
+    new_run_folder,
+    process_rank,
+    read_config,
+    resumed_folder,
+    write_config,
+)
+from dicenet.errors import ConfigError, WeightsError
+from dicenet.models.loading import AnyNetwork, load, save
+from dicenet.tasks.arguments import with_changes
+from dicenet.tasks.drawing import png, read_metrics, training_curves
+from dicenet.tasks.task import Task
+from dicenet.weights.files import read_checkpoint, write_bytes
+
+#: Arguments that may differ in a resumed run.
+CHANGEABLE = ("epochs", "data", "workers", "device", "devices", "strategy", "precision")
+
+_Net = TypeVar("_Net")
+
+
+@dataclass(frozen=True)
+class Judging:
+    """What epochs are compared by: a score (larger is better), how it is called, and the columns of the table."""
+
+    score: str
+    label: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training that begins or goes on.
+
+    Attributes:
+        task: its word on the command line.
+        config: its arguments, as they are written to its folder.
+        judging: see :class:`Judging`.
+        settings: how it is run.
+        out: folder, new or empty; or
+        resume: a run folder.
+        console: where words go; only the first of several processes speaks.
+    """
+
+    task: str
+    config: Mapping[str, Any]
+    judging: Judging
+    settings: FitSettings
+    out: str | None = None
+    resume: str | None = None
+    console: Console = field(default_factory=lambda: Console(quiet=process_rank() > 0))
+
+    def stored_network(self, kind: type[_Net], class_names: Sequence[str]) -> tuple[_Net | None, int]:
+        """The network of the last finished epoch, and the number of epochs finished; None and 0 if there is none.
+
+        Raises:
+            WeightsError: the checkpoint is of no run of this task.
+            ConfigError: the data has other classes.
+        """
+        checkpoint = None if self.resume is None else resumed_folder(self.resume) / LAST
+        if checkpoint is None or not checkpoint.exists():
+            return None, 0
+        metadata = read_checkpoint(checkpoint).metadata
+        if not metadata:
+            raise WeightsError(f"{checkpoint} is not of a dicenet run: it cannot be resumed from")
+        if metadata["class_names"] != list(class_names):
+            raise ConfigError(
+                f"the run was of {len(metadata['class_names'])} classes, the data has {len(class_names)} or others: "
+                "start a new run with --weights instead"
+            )
+        net = load(checkpoint)
+        if not isinstance(net, kind):
+            raise WeightsError(f"{checkpoint} is of another task: resume it with the command that it began with")
+        return net, int(metadata["epochs"])
+
+    def go(self, task: Task, train: "DataLoader[Any]", val: "DataLoader[Any]", finished: int, described: str) -> Path:
+        """Train behind ``finished`` epochs, keep the best weights, draw the curves, say how it went.
+
+        Returns:
+            The run folder.
+        """
+        folder = resumed_folder(self.resume) if self.resume else self._new_folder()
+        say(self.console, f"{described}; run folder {folder}")
+        epochs = self.settings.epochs
+        if self.resume is not None:
+            words = f"resuming behind epoch {finished} of {epochs}" if finished else "no epoch was finished: anew"
+            say(self.console, words)
+        if finished >= epochs:
+            say(self.console, f"all {epochs} epochs are finished: give more --epochs to go on")
+            return folder
+        net: AnyNetwork = task.net
+
+        def write_best(epoch: int, scores: dict[str, float]) -> None:
+            save(net, folder / BEST, task.class_names, training={"epoch": epoch, **scores})
+
+        callbacks: list[L.Callback] = [
+            AtStart(lambda: write_config(folder, self.config, f"train {self.task}")),
+            BestWeights(self.judging.score, write_best),
+        ]
+        fit(
+            task,
+            train,
+            val,
+            folder,
+            columns=self.judging.columns,
+            callbacks=callbacks,
+            console=self.console,
+            settings=self.settings,
+        )
+        if task.global_rank == 0:
+            self._finish(folder, task.bad_pictures)
+        return folder
+
+    def _new_folder(self) -> Path:
+        return new_run_folder(self.out, default_run_folder(self.task, "train"))
+
+    def _finish(self, folder: Path, bad_pictures: Mapping[str, str]) -> None:
+        say_what_was_left_out(self.console, bad_pictures)
+        rows, column, label = read_metrics(folder / METRICS), f"val_{self.judging.score}", self.judging.label
+        write_bytes(folder / "curves.png", png(training_curves(rows, column, f"validation {label}")))
+        best = max(rows, key=lambda row: row[column])
+        say(
+            self.console,
+            f"best epoch {best['epoch']:.0f}: {label} {100 * best[column]:.2f} %; weights in {folder / BEST}",
+        )
+
+
+def taken_up(
+    function: Callable[..., Any], config: Mapping[str, Any], resume: str, out: str | None, changeable: Sequence[str]
+) -> dict[str, Any] | None:
+    """The arguments to call ``function`` with when a run is resumed from its folder alone; None if they are complete.
+
+    Raises:
+        ConfigError: it is no run folder of this function, or what cannot change has changed.
+    """
+    if out is not None:
+        raise ConfigError("a resumed run goes on in its own folder: leave out --out")
+    folder = resumed_folder(resume)
+    if config["data"] is None:
+        return {**with_changes(function, folder, config), "resume": resume}
+    check_unchanged(read_config(folder), config, changeable)
+    return None
+
+
+def check_seed(seed: int) -> int:
+    """The seed, unchanged. Raises ConfigError if torch takes no such number."""
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed must lie from 0 to below 2^32, got {seed}")
+    return seed
