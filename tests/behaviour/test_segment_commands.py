@@ -52,6 +52,20 @@ def scenes(tmp_path_factory):
     return root
 
 
+#: Enough for a network that tells all classes apart, if not well.
+LEARN = ["--model", "mobilenetv2_050", "--img-size", "[32, 48]", "--decoder-channels", "4", "--workers", "0"]
+LEARN += ["--optimizer", "adamw", "--lr", "0.01", "--lr-mult", "1", "--schedule", "cosine", "--class-weights"]
+LEARN += ["inverse-log", "--epochs", "30", "--batch-size", "2", "--min-scale", "1", "--max-scale", "1"]
+LEARN += ["--device", "cpu"]
+
+
+@pytest.fixture(scope="session")
+def learned(scenes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("learned") / "out"
+    run("train", "segment", "--data", scenes, "--out", out, *LEARN)
+    return out
+
+
 @pytest.fixture(scope="session")
 def trained(scenes, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
@@ -81,14 +95,9 @@ def test_a_run_leaves_what_it_should(trained):
         torch.testing.assert_close(last.state_dict()[key], value, rtol=0, atol=0)
 
 
-def test_learns(scenes, tmp_path):
+def test_learns(learned):
     """Red discs and blue boxes are told apart from grey within a few epochs."""
-    arguments = ["--model", "mobilenetv2_050", "--img-size", "[32, 48]", "--decoder-channels", "4", "--workers", "0"]
-    recipe = ["--optimizer", "adamw", "--lr", "0.01", "--lr-mult", "1", "--schedule", "cosine", "--min-scale", "1"]
-    rest = ["--epochs", "30", "--batch-size", "2", "--device", "cpu", "--max-scale", "1"]
-    rest += ["--class-weights", "inverse-log"]
-    run("train", "segment", "--data", scenes, "--out", tmp_path / "out", *arguments, *recipe, *rest)
-    assert max(float(row["val_mean_iou"]) for row in rows(tmp_path / "out")) > 0.6, "ground alone has 0.3"
+    assert max(float(row["val_mean_iou"]) for row in rows(learned)) > 0.6, "ground alone has 0.3"
 
 
 def test_resumed(scenes, tmp_path, capsys):
@@ -153,7 +162,7 @@ def test_other_classes_start_with_a_fresh_last_convolution(weights, scenes, tmp_
     )
 
 
-def test_the_backbone_starts_a_classifier_and_a_classifier_the_backbone(weights, tmp_path):
+def test_the_backbone_starts_a_classifier_and_a_classifier_the_backbone(scenes, weights, tmp_path, capsys):
     (tmp_path / "data").mkdir()
     for name in ("red", "blue"):
         (tmp_path / "data" / name).mkdir()
@@ -166,6 +175,21 @@ def test_the_backbone_starts_a_classifier_and_a_classifier_the_backbone(weights,
     ours, theirs = network.backbone.model.stem.conv.weight, classifier.stem.conv.weight
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-6)
 
+    capsys.readouterr()
+    start = ["train", "segment", "--data", scenes, "--weights", tmp_path / "classifier/best.safetensors", *QUICK[2:]]
+    run(*start, "--out", tmp_path / "back", "--freeze-backbone")
+    assert "the last convolution is fresh, for 3 classes" in re.sub(r"\s+", " ", capsys.readouterr().out)
+    back = dicenet.load(tmp_path / "back/best.safetensors")
+    assert back.pretrained_cfg["label_names"] == tuple(NAMES)
+    torch.testing.assert_close(back.backbone.model.stem.conv.weight, theirs, rtol=0, atol=0)
+
+
+def test_a_run_is_resumed_with_its_own_command(trained, weights, scenes, fails):
+    fails("train", "classify", "--resume", trained, message="is a run of 'dicenet train segment': resume it with")
+    for verb in (["predict", scenes / "val"], ["evaluate", "--data", scenes]):
+        command = [verb[0], "classify", "--weights", weights, *verb[1:]]
+        fails(*command, message="is a segmentation network, not a classifier: use the command for segment")
+
 
 def test_held_out_where_there_is_one_part(scenes, tmp_path, capsys):
     shutil.copytree(scenes / "train", tmp_path / "data")
@@ -175,7 +199,8 @@ def test_held_out_where_there_is_one_part(scenes, tmp_path, capsys):
     assert "3 classes" in out, "the largest number in the masks tells how many"
 
 
-def test_wrong_training_arguments(scenes, weights, tmp_path, fails):
+def test_wrong_training_arguments(scenes, tmp_path, fails, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     start = ["train", "segment", "--data", scenes]
     fails("train", "segment", message="no data: give --data FOLDER")
     fails(*start, "--model", "dicenet_101", message="no timm model")
@@ -196,7 +221,8 @@ def test_wrong_training_arguments(scenes, weights, tmp_path, fails):
     fails(*start, "--weights", tmp_path / "none.pth", message="none.pth")
     fails(*start, "--min-scale", "3", message="not above max_scale")
     fails(*start, "--coco", tmp_path, "--model", "dicenet_010", message="21 classes")
-    assert not any(p.name == "runs" for p in tmp_path.iterdir())
+    fails(*start, "--model", "DiCENet", message="the nearest are .*dicenet_")
+    assert not list(tmp_path.iterdir()), "nothing was begun"
 
 
 @pytest.mark.parametrize(
@@ -247,12 +273,13 @@ def test_faulty_masks(scenes, tmp_path, fails, fault, message, workers):
 # -- evaluation
 
 
-def test_evaluation_agrees_with_a_plain_loop(scenes, weights, tmp_path, capsys):
+def test_evaluation_agrees_with_a_plain_loop(scenes, learned, tmp_path, capsys):
+    weights = learned / "best.safetensors"
     run("evaluate", "segment", "--weights", weights, "--data", scenes, "--out", tmp_path / "out", "--workers", "0")
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"results.json", "confusion.png", "pictures.png"}
     net = dicenet.load(weights).eval()
-    hits, sums = np.zeros(3), np.zeros(3)
+    hits, sums, predicted = np.zeros(3), np.zeros(3), np.zeros(3)
     for index in range(100, 105):
         picture, mask = scene(index)
         x = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
@@ -264,14 +291,48 @@ def test_evaluation_agrees_with_a_plain_loop(scenes, weights, tmp_path, capsys):
         truth = np.array(mask)
         for c in range(3):
             hits[c] += ((labels == c) & (truth == c)).sum()
+            predicted[c] += ((labels == c) & (truth != 255)).sum()
             sums[c] += ((labels == c) & (truth != 255)).sum() + (truth == c).sum()
+    assert (predicted > 0).all(), "else little could be wrong"
     np.testing.assert_allclose(results["iou_per_class"], hits / (sums - hits), atol=2e-3)
     assert results["mean_iou"] == pytest.approx(np.mean(results["iou_per_class"]))
     assert "mean IoU" in capsys.readouterr().out
 
 
-def test_evaluation_window_by_window(scenes, weights, tmp_path):
+def test_evaluation_with_fewer_bits(scenes, learned, tmp_path):
+    """Also the pictures that are drawn are then given to the network as it takes them."""
+    found = {}
+    for precision in ("32-true", "bf16-true", "64-true"):
+        out = tmp_path / precision
+        arguments = ["--workers", "0", "--device", "cpu", "--precision", precision, "--draw", "2"]
+        run(
+            "evaluate", "segment", "--weights", learned / "best.safetensors", "--data", scenes, "--out", out, *arguments
+        )
+        assert (out / "pictures.png").exists()
+        found[precision] = json.loads((out / "results.json").read_text())["mean_iou"]
+    assert found["64-true"] == pytest.approx(found["32-true"], abs=2e-3)
+    assert found["bf16-true"] == pytest.approx(found["32-true"], abs=0.1)
+
+
+def test_classes_in_another_order(scenes, learned, tmp_path):
+    """Classes are matched by name: with names and numbers exchanged alike the scores stay."""
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    (data / "classes.txt").write_text("box\nground\ndisc\n")
+    for path in data.glob("*/masks/*.png"):
+        with Image.open(path) as mask:
+            Image.fromarray(np.array([1, 2, 0, *range(3, 256)], np.uint8)[np.asarray(mask)]).save(path)
+    found = []
+    for index, root in enumerate((scenes, data)):
+        arguments = ["--data", root, "--out", tmp_path / str(index), "--workers", "0", "--draw", "0"]
+        run("evaluate", "segment", "--weights", learned / "best.safetensors", *arguments)
+        found.append(json.loads((tmp_path / str(index) / "results.json").read_text())["iou_per_class"])
+    assert found[1] == pytest.approx(found[0])
+
+
+def test_evaluation_window_by_window(scenes, learned, tmp_path):
     """Windows as large as the pictures give what whole pictures give."""
+    weights = learned / "best.safetensors"
     found = {}
     for mode in ("whole", "sliding"):
         out = tmp_path / mode
@@ -282,10 +343,11 @@ def test_evaluation_window_by_window(scenes, weights, tmp_path):
     assert not (tmp_path / "sliding/pictures.png").exists()
 
 
-def test_the_best_epoch_scores_what_training_said(scenes, trained, weights, tmp_path):
+def test_the_best_epoch_scores_what_training_said(scenes, learned, tmp_path):
+    weights = learned / "best.safetensors"
     run("evaluate", "segment", "--weights", weights, "--data", scenes, "--out", tmp_path / "out", "--workers", "0")
     results = json.loads((tmp_path / "out/results.json").read_text())
-    best = max(float(row["val_mean_iou"]) for row in rows(trained))
+    best = max(float(row["val_mean_iou"]) for row in rows(learned))
     assert results["mean_iou"] == pytest.approx(best, abs=2e-3)
 
 
@@ -306,7 +368,8 @@ def test_wrong_evaluation_arguments(scenes, weights, tmp_path, fails, shared):
 # -- prediction
 
 
-def test_prediction(scenes, weights, tmp_path, capsys):
+def test_prediction(scenes, learned, tmp_path, capsys):
+    weights = learned / "best.safetensors"
     (tmp_path / "bad.png").write_bytes(b"")
     out = tmp_path / "out"
     run("predict", "segment", "--weights", weights, "--out", out, scenes / "val/images", tmp_path / "bad.png")

@@ -203,6 +203,33 @@ def test_no_data_set(tmp_path):
         open_segmentation_data(str(tmp_path))
 
 
+def test_a_part_without_masks(tmp_path):
+    """Pictures to judge by must have masks, pictures to test on may have none."""
+    pairs(tmp_path, "train/images", "train/masks")
+    for part in ("test", "val"):
+        (tmp_path / part / "images").mkdir(parents=True)
+        picture(tmp_path / part / "images/a.jpg")
+        if part == "test":
+            assert list(open_segmentation_data(str(tmp_path)).parts) == ["train"]
+    with pytest.raises(dicenet.DataError, match=r"val/images has no folder of masks beside it: it is called masks or"):
+        open_segmentation_data(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["a\n\nb\n", "\n", "a\n  \n"])
+def test_empty_names(tmp_path, text):
+    pairs(tmp_path)
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(dicenet.DataError, match=r"classes\.txt has an empty line: each line must name a class"):
+        open_segmentation_data(str(tmp_path))
+
+
+def test_masks_of_more_classes_than_there_can_be(tmp_path):
+    pairs(tmp_path)
+    Image.fromarray(np.array([[0, 300]], np.uint16)).save(tmp_path / "masks/a.png")
+    with pytest.raises(dicenet.DataError, match=r"mask .*a\.png holds 300: masks can tell 254 classes apart"):
+        open_segmentation_data(str(tmp_path))
+
+
 def test_masks_that_are_none(tmp_path):
     coding = MaskCoding(2)
     picture(tmp_path / "colours.png")
@@ -252,6 +279,20 @@ def test_picture_and_mask_of_different_sizes(tmp_path):
     data = open_segmentation_data(str(tmp_path))
     loader = data.parts["all"].loader(TRANSFORM, False, LoaderSettings(2, 0))
     with pytest.raises(dicenet.ConfigError, match=r"a\.jpg is 24x16, its mask 16x24: they must have the same size"):
+        next(iter(loader))
+
+
+def test_a_picture_that_is_turned_upright(tmp_path):
+    pairs(tmp_path, size=(16, 24))
+    for path in (tmp_path / "images").iterdir():
+        exif = Image.Exif()
+        exif[0x0112] = 6  # a quarter turn
+        Image.new("RGB", (24, 16)).save(path, exif=exif)
+    for path in (tmp_path / "masks").iterdir():
+        Image.new("L", (24, 16)).save(path)
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    loader = open_segmentation_data(str(tmp_path)).parts["all"].loader(TRANSFORM, False, LoaderSettings(2, 0))
+    with pytest.raises(dicenet.ConfigError, match=r"is 16x24, its mask 24x16.*turned upright as its EXIF data says"):
         next(iter(loader))
 
 

@@ -1,6 +1,7 @@
 """Segmentation networks on any backbone and input, the shapes of masks, and how label maps are made."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -202,3 +203,19 @@ def test_coco_that_is_none(tmp_path):
     (tmp_path / "annotations/instances_train2017.json").write_text("[]")
     with pytest.raises(dicenet.DataError, match="no list of COCO"):
         read_coco_as_voc(str(tmp_path), VOC)
+
+
+def test_coco_outlines_that_are_none(tmp_path):
+    """They are told of their picture, which is then left out."""
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "train2017").mkdir()
+    Image.new("RGB", (300, 300)).save(tmp_path / "train2017/a.jpg")
+    listed = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 300, "width": 300}],
+        "categories": [{"id": 1, "name": "person"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "segmentation": [["x", 1, 2]]}],
+    }
+    (tmp_path / "annotations/instances_train2017.json").write_text(json.dumps(listed))
+    (sample,) = read_coco_as_voc(str(tmp_path), VOC).samples
+    with pytest.raises(dicenet.DataError, match=r"a\.jpg: COCO's outlines of it cannot be drawn"):
+        sample.read_mask()

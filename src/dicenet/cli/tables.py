@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
@@ -75,34 +76,24 @@ def _drawn(out: str, format: str | None) -> bool:
     return format == "png" or (format is None and Path(out).suffix == ".png")
 
 
-def _figure2(out: str, format: str | None = None) -> None:
-    """Draw where the multiply-adds of networks are (Figure 2), or write the figures behind the drawing.
+def _figure(
+    described: str, title: str, note: str, rows: Callable[[], list[dict[str, Any]]], draw: Callable[[Any], Figure]
+) -> Callable[..., None]:
+    def figure(out: str, format: str | None = None) -> None:
+        form = "png" if _drawn(out, format) else _chosen_format(format, out)
+        found = rows()
+        if form == "png":
+            write_bytes(Path(out), png(draw(found)))
+        else:
+            _show(found, title, note, form, out)
 
-    Args:
-        out: file to write, which must not exist: .png, or .md, .csv, .json for the figures.
-        format: png, terminal, markdown, csv or json; by the ending of the file.
-    """
-    form = "png" if _drawn(out, format) else _chosen_format(format, out)
-    rows = figures.figure_2_rows()
-    if form == "png":
-        write_bytes(Path(out), png(figures.figure_2(rows)))
-    else:
-        _show(rows, "Figure 2. Multiply-adds (M) by kind of layer", "", form, out)
+    figure.__doc__ = f"""{described}, or write the figures behind the drawing.
 
-
-def _figure8(out: str, format: str | None = None) -> None:
-    """Draw mean IoU on PASCAL VOC against multiply-adds (Figure 8), or write the figures behind the drawing.
-
-    Args:
-        out: file to write, which must not exist: .png, or .md, .csv, .json for the figures.
-        format: png, terminal, markdown, csv or json; by the ending of the file.
-    """
-    form = "png" if _drawn(out, format) else _chosen_format(format, out)
-    rows = figure8.figure_8_rows(_counting)
-    if form == "png":
-        write_bytes(Path(out), png(figure8.figure_8(rows)))
-    else:
-        _show(rows, figure8.TITLE, figure8.NOTE, form, out)
+        Args:
+            out: file to write, which must not exist: .png, or .md, .csv, .json for the figures.
+            format: png, terminal, markdown, csv or json; by the ending of the file.
+        """
+    return figure
 
 
 def _figure4(out: str) -> None:
@@ -117,10 +108,26 @@ def _figure4(out: str) -> None:
     write_bytes(Path(out), png(figures.figure_4()))
 
 
+_FIGURES = {
+    "figure2": _figure(
+        "Draw where the multiply-adds of networks are (Figure 2)",
+        "Figure 2. Multiply-adds (M) by kind of layer",
+        "",
+        figures.figure_2_rows,
+        figures.figure_2,
+    ),
+    "figure8": _figure(
+        "Draw mean IoU on PASCAL VOC against multiply-adds (Figure 8)",
+        figure8.TITLE,
+        figure8.NOTE,
+        lambda: figure8.figure_8_rows(_counting),
+        figure8.figure_8,
+    ),
+}
+
 COMMANDS = {
     **{str(number): Command(_table(number)) for number in TABLES},
     "claims": Command(_claims),
-    "figure2": Command(_figure2),
     "figure4": Command(_figure4),
-    "figure8": Command(_figure8),
+    **{name: Command(figure) for name, figure in _FIGURES.items()},
 }

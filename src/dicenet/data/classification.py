@@ -81,6 +81,8 @@ def read_names(path: Path) -> list[str]:
         names = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error.reason}") from error
+    if not all(name.strip() for name in names):
+        raise DataError(f"{path} has an empty line: each line must name a class")
     if len(set(names)) != len(names):
         raise DataError(f"{path} names a class twice: each line must be another")
     return names

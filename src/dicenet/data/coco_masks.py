@@ -80,7 +80,14 @@ def _sample(folder: Path, image: dict[str, Any], objects: list[Any], class_of: d
     picture = folder / image["file_name"]
     outlines = [(class_of[found["category_id"]], found["segmentation"]) for found in objects]
     size = int(image["height"]), int(image["width"])
-    return MaskedSample(str(picture), partial(read_picture, picture), partial(draw_mask, size, outlines))
+    return MaskedSample(str(picture), partial(read_picture, picture), partial(_drawn, picture, size, outlines))
+
+
+def _drawn(picture: Path, size: tuple[int, int], outlines: Sequence[tuple[int, Any]]) -> Mask:
+    try:
+        return draw_mask(size, outlines)
+    except Exception as error:  # the library raises anything at outlines that are none
+        raise DataError(f"{picture}: COCO's outlines of it cannot be drawn: {error}") from error
 
 
 def draw_mask(size: tuple[int, int], outlines: Sequence[tuple[int, Any]]) -> Mask:

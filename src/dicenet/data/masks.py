@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
-from dicenet.data.samples import LoaderSettings
+from dicenet.data.samples import LoaderSettings, quiet_worker
 from dicenet.errors import ConfigError, DataError
 
 #: Class of the pixels that neither training nor judging looks at; as in VOC's and Cityscapes' masks.
@@ -141,11 +141,7 @@ class MaskedPictures(Dataset[dict[str, Any]]):
             picture, mask = sample.read(), sample.read_mask()
         except DataError as error:
             return {"name": sample.name, "error": str(error)}
-        if picture.size != mask.shape[::-1]:
-            raise ConfigError(
-                f"{sample.name} is {picture.width}x{picture.height}, its mask {mask.shape[1]}x{mask.shape[0]}: they "
-                "must have the same size"
-            )
+        check_same_size(sample.name, picture, mask)
         assert self.transform is not None
         image, target = self.transform(picture, mask)
         return {"name": sample.name, "image": image, "target": target}
@@ -161,10 +157,22 @@ class MaskedPictures(Dataset[dict[str, Any]]):
             # a smaller last batch would unsettle the norms; a set smaller than one batch has nothing else
             drop_last=train and len(data) > settings.batch_size,
             num_workers=settings.workers,
+            worker_init_fn=quiet_worker,
             persistent_workers=settings.workers > 0,
             collate_fn=collate_training if train else collate_evaluation,
             generator=torch.Generator().manual_seed(settings.seed) if train else None,
         )
+
+
+def check_same_size(name: str, picture: Image.Image, mask: Mask) -> None:
+    """Raise ConfigError if a picture and its mask do not lie on each other."""
+    if picture.size == mask.shape[::-1]:
+        return
+    turned = " (the picture is turned upright as its EXIF data says: so must its mask be)"
+    raise ConfigError(
+        f"{name} is {picture.width}x{picture.height}, its mask {mask.shape[1]}x{mask.shape[0]}: they must have the "
+        f"same size{turned if picture.size == mask.shape else ''}"
+    )
 
 
 class EachOnce(DistributedSampler[Any]):

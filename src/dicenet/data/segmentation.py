@@ -11,7 +11,7 @@ from torchvision.datasets import Cityscapes
 
 from dicenet.classes import CAMVID, CAMVID_WEIGHTS, CITYSCAPES, CITYSCAPES_WEIGHTS, VOC
 from dicenet.data.classification import PART_FOLDERS, read_names
-from dicenet.data.masks import IGNORE, MaskCoding, MaskedPictures, MaskedSample, open_mask, read_mask
+from dicenet.data.masks import IGNORE, MOST_CLASSES, MaskCoding, MaskedPictures, MaskedSample, open_mask, read_mask
 from dicenet.data.pictures import is_picture, read_picture
 from dicenet.errors import ConfigError, DataError
 
@@ -144,7 +144,18 @@ def _folders(root: Path) -> _Found | None:
     pairs = {part: found for part, found in pairs.items() if found}
     if not pairs:
         return None
+    _check_complete(root, pairs)
     return _Found("folders of pictures and masks", pairs, _names(root, ()))
+
+
+def _check_complete(root: Path, pairs: dict[str, list[Pair]]) -> None:
+    """Raise DataError for a part with pictures but no masks; pictures to test on may have none."""
+    for part in ("train", "val"):
+        for folder in (
+            folder for name in PART_FOLDERS[part] for a in _PICTURES for folder in (root / name / a, root / a / name)
+        ):
+            if part not in pairs and folder.is_dir() and any(map(is_picture, folder.iterdir())):
+                raise DataError(f"{folder} has no folder of masks beside it: it is called {' or '.join(_MASKS)}")
 
 
 def _same_names(pictures: Path, masks: Path) -> Iterator[Pair]:
@@ -175,6 +186,10 @@ def _counted_classes(pairs: dict[str, list[Pair]], ignored: Sequence[int]) -> li
         except DataError:
             continue  # named when it is used
         largest = max([largest, *(int(n) for n in numbers if n not in ignored and n != IGNORE)])
+        if largest >= MOST_CLASSES:
+            raise DataError(
+                f"mask {mask} holds {largest}: masks can tell {MOST_CLASSES} classes apart, whose numbers begin with 0"
+            )
     if largest < 0:
         raise DataError("the masks hold no classes")
     if largest == 0:

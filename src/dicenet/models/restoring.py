@@ -212,12 +212,15 @@ def restore_segmentation(checkpoint: Checkpoint, overrides: dict[str, Any]) -> S
         )
     architecture, args = _model_args(recognised, checkpoint, given.get("stem"))
     backbone_args = {key: value for key, value in (args | given).items() if key not in _HEAD_ONLY}
-    backbone = build_backbone(architecture, **backbone_args)
-    net = SegmentationNetwork(architecture, backbone, num_classes, None, channels, backbone_args)
+    in_chans = backbone_args.pop("in_chans", 3)
+    backbone = build_backbone(architecture, in_chans=in_chans, **backbone_args)
+    net = SegmentationNetwork(architecture, backbone, num_classes, None, channels, in_chans, backbone_args)
     _load_backbone(net, checkpoint, recognised)
     if recognised.decoder:
         _load_decoder(net, recognised.decoder, checkpoint.name)
     _restore_segmentation_config(net, checkpoint.metadata, img_size)
+    if recognised.decoder:  # else the names are a classifier's
+        _restore_names(net.pretrained_cfg, checkpoint.metadata, net.num_classes)
     official = recognised.format in (EDGENETS.name, EDGENETS_ESPNETV2.name)
     if official and num_classes == stored_classes and num_classes in _OFFICIAL_CLASSES:
         net.pretrained_cfg["label_names"] = _OFFICIAL_CLASSES[num_classes]
@@ -227,7 +230,7 @@ def restore_segmentation(checkpoint: Checkpoint, overrides: dict[str, Any]) -> S
 def _restore_segmentation_config(
     net: SegmentationNetwork, metadata: Mapping[str, Any], img_size: tuple[int, int] | None
 ) -> None:
-    _restore_preprocessing(net.pretrained_cfg, metadata, net.num_classes)
+    _restore_preprocessing(net.pretrained_cfg, metadata)
     # the backbone of a classifier was fed in another way
     net.pretrained_cfg |= {"crop_pct": 1.0, "crop_mode": "squash"}
     if img_size is not None:
@@ -238,17 +241,21 @@ def _restore_config(net: Network, metadata: Mapping[str, Any]) -> None:
     """Give a network the input size, class names and preprocessing of its file, where timm's tools look for them."""
     cfg = dict(net.pretrained_cfg, num_classes=net.num_classes)
     if "head" not in metadata:  # else pictures and classes are those of another task
-        _restore_preprocessing(cfg, metadata, net.num_classes)
+        _restore_preprocessing(cfg, metadata)
+        _restore_names(cfg, metadata, net.num_classes)
     net.pretrained_cfg = net.default_cfg = cfg
     net.set_input_size(net.trained_size if "head" in metadata else tuple(metadata.get("input_size", net.trained_size)))
 
 
-def _restore_preprocessing(cfg: dict[str, Any], metadata: Mapping[str, Any], num_classes: int) -> None:
-    """Put the preprocessing and the class names of a file into timm's configuration of a network."""
+def _restore_preprocessing(cfg: dict[str, Any], metadata: Mapping[str, Any]) -> None:
+    """Put the preprocessing of a file into timm's configuration of a network."""
     for key in PREPROCESSING_KEYS:
         if key in metadata.get("preprocessing", {}):
             value = metadata["preprocessing"][key]
             cfg[key] = tuple(value) if isinstance(value, list) else value
+
+
+def _restore_names(cfg: dict[str, Any], metadata: Mapping[str, Any], num_classes: int) -> None:
     names = metadata.get("class_names") or ()
     if names and len(names) == num_classes:
         cfg["label_names"] = tuple(names)

@@ -1,5 +1,6 @@
 """Semantic segmentation: ESPNetv2's decoder on any feature pyramid of timm (paper, section 7.2)."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, cast
@@ -24,6 +25,8 @@ MOST_CHANNELS = 16
 COARSEST = 16
 MOST_LEVELS = len(PLANES) + 1
 DEFAULT_IMG_SIZE = 384
+#: What timm's models raise when they cannot be built as asked.
+_UNBUILDABLE = (RuntimeError, AttributeError, AssertionError, TypeError, NotImplementedError)
 
 
 def default_channels(num_classes: int) -> int:
@@ -78,6 +81,7 @@ class SegmentationNetwork(nn.Module):
         backbone: gives the maps of the pyramid, the largest first.
         backbone_args: arguments that it was made with, beside its name and channels.
         decoder: see :class:`SegmentationDecoder`.
+        in_chans: channels of the picture.
         input_size: (height, width) that pictures should be resized to; None if the weights do not say.
         pretrained_cfg: as timm's: preprocessing, and class names (``label_names``) of trained networks.
     """
@@ -89,12 +93,14 @@ class SegmentationNetwork(nn.Module):
         num_classes: int,
         img_size: ImgSize | None = None,
         channels: int | None = None,
+        in_chans: int = 3,
         backbone_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 1:
             raise ConfigError(f"a segmentation network needs at least 1 class, got {num_classes}")
         self.architecture = architecture
+        self.in_chans = in_chans
         self.num_classes = num_classes
         self.channels = default_channels(num_classes) if channels is None else channels
         self.input_size: tuple[int, int] | None = None
@@ -117,11 +123,6 @@ class SegmentationNetwork(nn.Module):
 
     def _pyramid(self) -> Any:
         return self.backbone.feature_info
-
-    @property
-    def in_chans(self) -> int:
-        """Channels of the picture."""
-        return int(next(p for p in self.backbone.parameters() if p.dim() == 4).shape[1])
 
     @property
     def trained_size(self) -> tuple[int, int] | None:
@@ -177,8 +178,8 @@ class SegmentationNetwork(nn.Module):
 def check_backbone(name: str) -> str:
     """The name of a timm model (ours are), unchanged. Raises ConfigError for others: nothing is ever downloaded."""
     if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]) or "see timm.list_models()"
-        raise ConfigError(f"backbone {name!r} is no timm model: similar names: {near}")
+        near = difflib.get_close_matches(name.split(".")[0].lower(), timm.list_models(), n=5, cutoff=0.3)
+        raise ConfigError(f"backbone {name!r} is no timm model: the nearest are {', '.join(near)}")
     try:
         get_pretrained_cfg(name)
     except RuntimeError as error:  # of its tag
@@ -187,6 +188,10 @@ def check_backbone(name: str) -> str:
             "the weights, else see timm.list_pretrained()"
         ) from error
     return name
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or f"timm raises {type(error).__name__}"
 
 
 def build_backbone(name: str, **arguments: Any) -> nn.Module:
@@ -200,8 +205,8 @@ def build_backbone(name: str, **arguments: Any) -> nn.Module:
         with torch.device("meta"):
             info = timm.create_model(name, features_only=True, **_without_weights(arguments)).feature_info
         reductions = info.reduction()
-    except (RuntimeError, AttributeError, AssertionError, TypeError, NotImplementedError) as error:
-        raise ConfigError(f"{name} gives no feature maps of several sizes: {error}") from error
+    except _UNBUILDABLE as error:
+        raise ConfigError(f"{name} gives no feature maps of several sizes: {_reason(error)}") from error
     # of equally large maps the last is the richest
     pairs = zip(info.out_indices, reductions, strict=True)
     levels = {reduction: index for index, reduction in pairs if reduction <= COARSEST}
@@ -213,10 +218,10 @@ def build_backbone(name: str, **arguments: Any) -> nn.Module:
         )
     try:
         return timm.create_model(name, features_only=True, out_indices=tuple(chosen), **arguments)
-    except (OSError, RuntimeError) as error:
-        if not arguments.get("pretrained"):
-            raise
-        raise WeightsError(f"the weights of {name} cannot be fetched or do not fit: {error}") from error
+    except (OSError, *_UNBUILDABLE) as error:
+        if arguments.get("pretrained"):
+            raise WeightsError(f"the weights of {name} cannot be fetched or do not fit: {error}") from error
+        raise ConfigError(f"{name} cannot be built here: {_reason(error)}") from error
 
 
 @torch.no_grad()
@@ -292,4 +297,6 @@ def create_segmentation_model(
     if not sizes:
         _check_maps(pyramid, name, (in_chans, *pair(img_size or DEFAULT_IMG_SIZE)))
     classes = len(VOC) if num_classes is None else num_classes
-    return SegmentationNetwork(name, pyramid, classes, img_size or DEFAULT_IMG_SIZE, decoder_channels, backbone_args)
+    return SegmentationNetwork(
+        name, pyramid, classes, img_size or DEFAULT_IMG_SIZE, decoder_channels, in_chans, backbone_args
+    )

@@ -17,7 +17,8 @@ _OPACITY = 0.6
 _VOID: Color = (224, 224, 192)
 #: Colours that data sets have of their own, in which their users know the classes.
 _OWN: tuple[dict[str, Color], ...] = (
-    {label.name: label.color for label in Cityscapes.classes} | {"background": (0, 0, 0)},
+    # of the others some have the colours of these
+    {label.name: label.color for label in Cityscapes.classes if not label.ignore_in_eval} | {_BACKGROUND: (0, 0, 0)},
     {
         "Sky": (128, 128, 128),
         "Building": (128, 0, 0),

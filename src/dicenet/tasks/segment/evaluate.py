@@ -17,7 +17,7 @@ from dicenet.data.masks import IGNORE, Mask, MaskedPictures, PairTransform
 from dicenet.data.samples import LoaderSettings, evenly_spread
 from dicenet.data.segmentation import open_segmentation_data
 from dicenet.data.transforms import Preprocessing, to_tensor
-from dicenet.engine.console import say, say_what_was_left_out
+from dicenet.engine.console import say, say_what_was_left_out, some
 from dicenet.engine.fit import check_device, make_trainer
 from dicenet.engine.run_folder import default_run_folder, new_run_folder
 from dicenet.errors import ConfigError, DataError
@@ -129,10 +129,10 @@ def _class_order(data_names: Sequence[str], net: SegmentationNetwork, weights: s
     if list(data_names) == names or ("label_names" not in net.pretrained_cfg and len(data_names) == len(names)):
         return None
     if unknown := [name for name in data_names if name not in names]:
-        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         raise ConfigError(
-            f"{weights} was trained for {len(names)} classes ({', '.join(names[:5])}, ...), the data has "
-            f"{len(data_names)}, among them unknown ones: {shown}"
+            f"{weights} was trained for {len(names)} classes ({some(names)}), the data has {len(data_names)}, among "
+            f"them unknown ones: {some(unknown)}. Name them in classes.txt as the network does, or train from it with "
+            "--weights"
         )
     return [names.index(name) for name in data_names]
 

@@ -55,13 +55,14 @@ class Segmenter:
         self.net = net.to(device)  # Lightning takes a network back to the CPU when it is done
         self.window = preprocessing.input_size
         self.device = device
+        self.dtype = next(net.parameters()).dtype
         self.sliding = mode == "sliding"
         self.prepare = v2.Compose(to_tensor(preprocessing)) if self.sliding else evaluation_transform(preprocessing)
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """Classes (H, W) of 8 bits, on the CPU."""
         with torch.inference_mode():
-            image = self.prepare(picture).to(self.device)
+            image = self.prepare(picture).to(self.device, self.dtype)
             if self.sliding:
                 return sliding_labels(self.net, image, self.window).cpu()
             labels = self.net(image[None].contiguous(memory_format=torch.channels_last))[0].argmax(0)
