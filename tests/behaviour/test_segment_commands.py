@@ -126,6 +126,33 @@ def test_several_processes(scenes, tmp_path):
     assert float(row["val_pixel_accuracy"]) == pytest.approx(results["pixel_accuracy"], abs=1e-5)
 
 
+@pytest.mark.slow
+def test_several_processes_one_of_which_can_read_nothing(scenes, tmp_path):
+    """A process without a readable picture in a batch takes part in the step, else the others would wait for ever."""
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    for index in range(2, 12):
+        (data / f"train/images/{index}.png").write_bytes(b"")
+    start = [
+        "train",
+        "segment",
+        "--data",
+        data,
+        "--out",
+        tmp_path / "out",
+        *QUICK,
+        "--devices",
+        "2",
+        "--strategy",
+        "ddp",
+    ]
+    start[start.index("--batch-size") + 1] = "1"
+    done = subprocess.run([sys.executable, "-m", "dicenet_cli", *start], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "the file is empty" in done.stdout
+    assert (tmp_path / "out/best.safetensors").exists()
+
+
 @pytest.mark.parametrize("frozen", ["norms", "backbone"])
 def test_what_is_frozen_stays_through_a_training(scenes, weights, tmp_path, frozen):
     start = ["train", "segment", "--data", scenes, "--weights", weights, *QUICK[2:]]
