@@ -13,8 +13,9 @@ from dicenet.errors import WeightsError
 from dicenet.models import dicenet, espnetv2
 from dicenet.models.fitting import load_weights, recognise_checkpoint, stem_of, trained_size_of
 from dicenet.models.network import Network
+from dicenet.models.pyramid import check_backbone
 from dicenet.models.registry import ROWS, check_model_name
-from dicenet.models.segmentation import SegmentationNetwork, build_backbone, check_backbone
+from dicenet.models.segmentation import SegmentationNetwork, segmentation_backbone
 from dicenet.weights import catalogue
 from dicenet.weights.edgenets import EDGENETS, EDGENETS_ESPNETV2
 from dicenet.weights.files import Checkpoint
@@ -213,7 +214,7 @@ def restore_segmentation(checkpoint: Checkpoint, overrides: dict[str, Any]) -> S
     architecture, args = _model_args(recognised, checkpoint, given.get("stem"))
     backbone_args = {key: value for key, value in (args | given).items() if key not in _HEAD_ONLY}
     in_chans = backbone_args.pop("in_chans", 3)
-    backbone = build_backbone(architecture, in_chans=in_chans, **backbone_args)
+    backbone = segmentation_backbone(architecture, in_chans=in_chans, **backbone_args)
     net = SegmentationNetwork(architecture, backbone, num_classes, None, channels, in_chans, backbone_args)
     _load_backbone(net, checkpoint, recognised)
     if recognised.decoder:

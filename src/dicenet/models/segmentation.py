@@ -1,20 +1,17 @@
 """Semantic segmentation: ESPNetv2's decoder on any feature pyramid of timm (paper, section 7.2)."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
-import timm
-import torch
 import torch.nn.functional as F
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from dicenet.classes import VOC
-from dicenet.errors import ConfigError, WeightsError
+from dicenet.errors import ConfigError
 from dicenet.layers import EfficientPyramidPooling, GlobalFusion, NormAct
-from dicenet.models.network import ImgSize, Network, configuration, initialise, pair
+from dicenet.models.network import ImgSize, initialise, pair
+from dicenet.models.pyramid import PyramidNetwork, backbone_arguments, build_backbone, check_maps, pyramid_levels
 from dicenet.models.registry import ROWS
 
 #: Channels of the decoder's maps, from the smallest map on; the last map has one channel for each class.
@@ -25,8 +22,6 @@ MOST_CHANNELS = 16
 COARSEST = 16
 MOST_LEVELS = len(PLANES) + 1
 DEFAULT_IMG_SIZE = 384
-#: What timm's models raise when they cannot be built as asked.
-_UNBUILDABLE = (RuntimeError, AttributeError, AssertionError, TypeError, NotImplementedError)
 
 
 def default_channels(num_classes: int) -> int:
@@ -71,19 +66,16 @@ class SegmentationDecoder(nn.Module):
         return x
 
 
-class SegmentationNetwork(nn.Module):
+class SegmentationNetwork(PyramidNetwork):
     """A backbone and a decoder; made by :func:`create_segmentation_model`.
 
     Shape: (N, in_chans, H, W) to logits (N, num_classes, H, W), for any H and W.
 
     Attributes:
-        architecture: name of the backbone's timm model.
-        backbone: gives the maps of the pyramid, the largest first.
-        backbone_args: arguments that it was made with, beside its name and channels.
         decoder: see :class:`SegmentationDecoder`.
-        in_chans: channels of the picture.
-        input_size: (height, width) that pictures should be resized to; None if the weights do not say.
-        pretrained_cfg: as timm's: preprocessing, and class names (``label_names``) of trained networks.
+        channels: of each branch of its pyramid pooling.
+
+    The others are those of :class:`dicenet.models.pyramid.PyramidNetwork`.
     """
 
     def __init__(
@@ -96,64 +88,18 @@ class SegmentationNetwork(nn.Module):
         in_chans: int = 3,
         backbone_args: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
         if num_classes < 1:
             raise ConfigError(f"a segmentation network needs at least 1 class, got {num_classes}")
-        self.architecture = architecture
-        self.in_chans = in_chans
-        self.num_classes = num_classes
+        super().__init__(architecture, backbone, num_classes, in_chans, backbone_args)
         self.channels = default_channels(num_classes) if channels is None else channels
-        self.input_size: tuple[int, int] | None = None
-        self.pruned = False
-        self.backbone = backbone
-        self.backbone_args = dict(backbone_args or {})
-        self.decoder = SegmentationDecoder(self._pyramid().channels(), num_classes, self.channels)
+        self.decoder = SegmentationDecoder(self.map_channels(), num_classes, self.channels)
         initialise(self.decoder, grouped=False)
-        cfg: Any = backbone.pretrained_cfg
-        self.pretrained_cfg: dict[str, Any] = {
-            **configuration(),
-            **{key: cfg[key] for key in ("mean", "std", "interpolation") if key in cfg},
-            "interpolation": "bilinear",
-            "num_classes": num_classes,
-            "crop_pct": 1.0,
-            "crop_mode": "squash",  # the aspect is not kept, as in the official code
-        }
         if img_size is not None:
             self.set_input_size(img_size)
-
-    def _pyramid(self) -> Any:
-        return self.backbone.feature_info
-
-    @property
-    def trained_size(self) -> tuple[int, int] | None:
-        """(height, width) that the backbone's height and width kernels are made for; None where it has none."""
-        return getattr(self.backbone_network(), "trained_size", None)
-
-    def backbone_network(self) -> Network | None:
-        """The backbone as a network of this package; None for others."""
-        model = getattr(self.backbone, "model", None)
-        return model if isinstance(model, Network) else None
-
-    def model_args(self) -> dict[str, Any]:
-        """The arguments that build the backbone, beside its name: what a file must say of it."""
-        network = self.backbone_network()
-        if network is not None:
-            return network.model_args()
-        for key, value in self.backbone_args.items():
-            if not isinstance(value, str | int | float | None):
-                raise ConfigError(
-                    f"{key}={value!r} of {self.architecture} cannot be written to a file: give it by name"
-                )
-        return {**self.backbone_args, "in_chans": self.in_chans}
 
     def head_args(self) -> dict[str, Any]:
         """The arguments that build the decoder."""
         return {"type": "segmentation", "num_classes": self.num_classes, "channels": self.channels}
-
-    def set_input_size(self, img_size: ImgSize) -> None:
-        """Change the size that pictures should be resized to. The network itself takes any."""
-        self.input_size = pair(img_size)
-        self.pretrained_cfg = {**self.pretrained_cfg, "input_size": (self.in_chans, *self.input_size)}
 
     def get_classifier(self) -> nn.Conv2d:
         """The last 1x1 convolution."""
@@ -165,9 +111,7 @@ class SegmentationNetwork(nn.Module):
         new = nn.Conv2d(old.in_channels, num_classes, 1).to(old.weight)
         initialise(new, grouped=False)
         self.decoder.pools[-1].expand = new
-        self.num_classes = num_classes
-        cfg = {key: value for key, value in self.pretrained_cfg.items() if key != "label_names"}
-        self.pretrained_cfg = {**cfg, "num_classes": num_classes}
+        self.reset_names(num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of pictures, at their size."""
@@ -175,73 +119,21 @@ class SegmentationNetwork(nn.Module):
         return F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=True)
 
 
-def check_backbone(name: str) -> str:
-    """The name of a timm model (ours are), unchanged. Raises ConfigError for others: nothing is ever downloaded."""
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0].lower(), timm.list_models(), n=5, cutoff=0.3)
-        raise ConfigError(f"backbone {name!r} is no timm model: the nearest are {', '.join(near)}")
-    try:
-        get_pretrained_cfg(name)
-    except RuntimeError as error:  # of its tag
-        raise ConfigError(
-            f"backbone {name!r} names weights that timm does not have: for official segmentation networks give them as "
-            "the weights, else see timm.list_pretrained()"
-        ) from error
-    return name
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or f"timm raises {type(error).__name__}"
-
-
-def build_backbone(name: str, **arguments: Any) -> nn.Module:
+def segmentation_backbone(name: str, **arguments: Any) -> nn.Module:
     """What gives the maps of a timm model's pyramid up to a sixteenth of the picture, at most four.
 
     Raises:
         ConfigError: the model has no such pyramid.
+        WeightsError: its weights cannot be had.
     """
-    check_backbone(name)
-    try:
-        with torch.device("meta"):
-            info = timm.create_model(name, features_only=True, **_without_weights(arguments)).feature_info
-        reductions = info.reduction()
-    except _UNBUILDABLE as error:
-        raise ConfigError(f"{name} gives no feature maps of several sizes: {_reason(error)}") from error
-    # of equally large maps the last is the richest
-    pairs = zip(info.out_indices, reductions, strict=True)
-    levels = {reduction: index for index, reduction in pairs if reduction <= COARSEST}
-    chosen = sorted(levels.values())[-MOST_LEVELS:]
+    levels = pyramid_levels(name, **arguments)
+    chosen = sorted(index for reduction, index in levels.items() if reduction <= COARSEST)[-MOST_LEVELS:]
     if len(chosen) < 2:
         raise ConfigError(
-            f"{name} has maps at 1/{', 1/'.join(map(str, reductions))} of the picture: two different sizes of "
+            f"{name} has maps at 1/{', 1/'.join(map(str, levels))} of the picture: two different sizes of "
             f"1/{COARSEST} or larger are needed"
         )
-    try:
-        return timm.create_model(name, features_only=True, out_indices=tuple(chosen), **arguments)
-    except (OSError, *_UNBUILDABLE) as error:
-        if arguments.get("pretrained"):
-            raise WeightsError(f"the weights of {name} cannot be fetched or do not fit: {error}") from error
-        raise ConfigError(f"{name} cannot be built here: {_reason(error)}") from error
-
-
-@torch.no_grad()
-def _check_maps(pyramid: nn.Module, name: str, picture: tuple[int, ...]) -> None:
-    """Raise ConfigError if a foreign pyramid does not take pictures of a size, or gives its maps in another order."""
-    training = pyramid.training
-    try:
-        maps = pyramid.eval()(torch.zeros(1, *picture))
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        size = "x".join(map(str, picture[1:]))
-        raise ConfigError(f"{name} takes no pictures of {size}: give another img_size or backbone ({error})") from error
-    finally:
-        pyramid.train(training)
-    channels = cast(Any, pyramid.feature_info).channels()
-    if [x.shape[1] for x in maps] != channels:
-        raise ConfigError(f"{name} gives maps with the channels last, which the decoder does not take")
-
-
-def _without_weights(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in arguments.items() if key not in ("pretrained", "cache_dir")}
+    return build_backbone(name, chosen, **arguments)
 
 
 def create_segmentation_model(
@@ -288,14 +180,10 @@ def create_segmentation_model(
             net.set_input_size(img_size)
         return net
     name = backbone.split(".")[0]
-    sizes = {"img_size": 224 if backbone_img_size is None else backbone_img_size} if name in ROWS else {}
-    if backbone_img_size is not None and not sizes:
-        raise ConfigError(f"backbone_img_size means nothing for {backbone}: it has no height and width kernels")
-    if chosen := {"features_only", "out_indices"} & backbone_args.keys():
-        raise ConfigError(f"{', '.join(sorted(chosen))} cannot be chosen: the decoder says which maps it needs")
-    pyramid = build_backbone(backbone, pretrained=pretrained, in_chans=in_chans, **sizes, **backbone_args)
-    if not sizes:
-        _check_maps(pyramid, name, (in_chans, *pair(img_size or DEFAULT_IMG_SIZE)))
+    arguments = backbone_arguments(backbone, backbone_img_size, backbone_args)
+    pyramid = segmentation_backbone(backbone, pretrained=pretrained, in_chans=in_chans, **arguments)
+    if name not in ROWS:
+        check_maps(pyramid, name, (in_chans, *pair(img_size or DEFAULT_IMG_SIZE)))
     classes = len(VOC) if num_classes is None else num_classes
     return SegmentationNetwork(
         name, pyramid, classes, img_size or DEFAULT_IMG_SIZE, decoder_channels, in_chans, backbone_args
