@@ -11,6 +11,7 @@ from importlib.metadata import version
 from dicenet import layers, models, ops, weights
 from dicenet.errors import ConfigError, DataError, DicenetError, TrainingError, WeightsError
 from dicenet.layers import DiCEUnit, DimConv, DimFuse
+from dicenet.models.detection import DetectionNetwork, create_detection_model
 from dicenet.models.dicenet import DiCENet
 from dicenet.models.loading import load, load_edgenets, load_pytorchcv, save
 from dicenet.models.segmentation import SegmentationNetwork, create_segmentation_model
@@ -28,6 +29,7 @@ __all__ = [
     "ConfigError",
     "ConversionReport",
     "DataError",
+    "DetectionNetwork",
     "DiCENet",
     "DiCEUnit",
     "DicenetError",
@@ -39,6 +41,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "accelerate",
+    "create_detection_model",
     "create_segmentation_model",
     "layers",
     "load",

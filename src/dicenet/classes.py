@@ -84,3 +84,12 @@ CAMVID = (
 )
 #: Weights of the classes in the loss, from SegNet's tutorial.
 CAMVID_WEIGHTS = (0.2595, 0.1826, 4.5640, 0.1417, 0.9051, 0.3826, 9.6446, 1.8418, 0.6823, 6.2478, 7.3614)
+
+
+def coco_objects() -> tuple[str, ...]:
+    """MS-COCO's 80 classes in the order of their numbers, as torchvision lists them."""
+    # late: it takes a second
+    from torchvision.models.detection import SSD300_VGG16_Weights
+
+    categories = SSD300_VGG16_Weights.COCO_V1.meta["categories"]
+    return tuple(name for name in categories if name not in ("__background__", "N/A"))

@@ -2,7 +2,7 @@
 
 The network that DiCENet is compared with in the paper's sections 7.2 and 7.3, and whose decoder and detector it takes
 over. The structure is that of the official code (EdgeNets), without two parts that are in its checkpoints and compute
-nothing: the picture's branch of the last level, and a PReLU in each down-sampling block.
+nothing: the picture's branch of the last level (which detectors do use), and a PReLU in each down-sampling block.
 """
 
 from collections.abc import Callable
@@ -65,6 +65,7 @@ class ESPNetv2(Network):
     Args:
         row: of :data:`NETWORKS`.
         drop_rate: dropout before the classifier.
+        picture_to_last: add the picture to the last level too, as the official detectors do, but not the classifiers.
         num_classes: as the others, see :class:`dicenet.models.network.Network`.
 
     Shape: (N, in_chans, H, W) to (N, num_classes).
@@ -81,6 +82,7 @@ class ESPNetv2(Network):
         stem: str = "standard",
         drop_rate: float | None = None,
         global_pool: str = "avg",
+        picture_to_last: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -91,7 +93,7 @@ class ESPNetv2(Network):
             lambda: ConvNormAct(last, last, 3, groups=last),
             lambda: ConvNormAct(last, end, 1, groups=BRANCHES),
         ]
-        pictures = (in_chans, in_chans, in_chans, 0)  # the last level is not given the picture
+        pictures = (in_chans, in_chans, in_chans, in_chans if picture_to_last else 0)
         stages = [_stage(*of_stage) for of_stage in zip(widths, REPEATS, LIMITS, pictures, ends, strict=True)]
         stages[-1] = stages[-1]._replace(channels=end)
         super().__init__(
@@ -110,6 +112,7 @@ class ESPNetv2(Network):
             device=device,
             dtype=dtype,
         )
+        self.choices = {"picture_to_last": True} if picture_to_last else {}
 
     def picture_convolutions(self) -> tuple[str, ...]:
         """The stem's, and those of the picture's branches."""

@@ -134,8 +134,8 @@ def load_weights(model: "Network", source: Source, recognised: Recognised | None
     """Load a checkpoint of ours, of EdgeNets or of pytorchcv into a network, adapting what can be adapted.
 
     Another class count leaves the classifier out; another channel count adapts the first convolution; of
-    segmentation networks the backbone is taken. All of it is in the report (and logged if it leaves more than
-    the classifier without weights).
+    segmentation networks and detectors the backbone is taken. All of it is in the report (and logged if it leaves
+    more than the classifier without weights).
 
     Args:
         model: the network.
@@ -159,7 +159,7 @@ def load_weights(model: "Network", source: Source, recognised: Recognised | None
         for key in set(model.picture_convolutions()) & state.keys():
             state[key] = adapt_in_channels(state[key], model.in_chans)
         adapted.append(f"first convolution adapted from {stored_channels} to {model.in_chans} channels")
-    left_out = [*recognised.other_parts, *(f"decoder.{key}" for key in recognised.decoder)]
+    left_out = [*recognised.other_parts, *(f"head.{key}" for key in recognised.head)]
     classifier = [key for key in state if key.startswith("classifier.")]
     if classifier and model.num_classes != len(state[classifier[0]]):
         adapted.append(f"classifier of {len(state[classifier[0]])} classes not used")

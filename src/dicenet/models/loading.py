@@ -11,8 +11,9 @@ from dicenet.errors import ConfigError, WeightsError
 from dicenet.layers import DiCEUnit, ShuffleBlock, StridedUnit
 from dicenet.models.fitting import Source, open_source, recognise_checkpoint
 from dicenet.models.network import Network
-from dicenet.models.restoring import PREPROCESSING_KEYS, restore_network, restore_segmentation
-from dicenet.models.segmentation import SegmentationNetwork
+from dicenet.models.pyramid import PyramidNetwork
+from dicenet.models.restoring import PREPROCESSING_KEYS, restore_network
+from dicenet.models.restoring_heads import restore_detection, restore_segmentation
 from dicenet.weights import catalogue
 from dicenet.weights.edgenets import EDGENETS
 from dicenet.weights.files import FILE_FORMAT, Checkpoint, write_safetensors
@@ -20,9 +21,11 @@ from dicenet.weights.formats import recognise
 from dicenet.weights.pytorchcv import PYTORCHCV
 
 #: Networks of each task that a file can be loaded as.
-TASKS = ("classify", "segment")
+TASKS = ("classify", "segment", "detect")
 
-AnyNetwork = Network | SegmentationNetwork
+_RESTORE = {"segment": restore_segmentation, "detect": restore_detection}
+
+AnyNetwork = Network | PyramidNetwork
 
 
 def describe(net: AnyNetwork, class_names: Sequence[str] | None = None, **more: Any) -> dict[str, Any]:
@@ -41,7 +44,7 @@ def describe(net: AnyNetwork, class_names: Sequence[str] | None = None, **more: 
         "input_size": list(net.input_size),
         "class_names": list(class_names if class_names is not None else cfg.get("label_names") or ()),
         "preprocessing": {key: cfg[key] for key in PREPROCESSING_KEYS},
-        **({"head": net.head_args()} if isinstance(net, SegmentationNetwork) else {}),
+        **({"head": net.head_args()} if isinstance(net, PyramidNetwork) else {}),
         **more,
     }
 
@@ -93,18 +96,20 @@ def load(
     Args:
         source: path of a .safetensors, .pth or .ckpt file, a state dict, or the name of an official checkpoint
             (such as ``dicenet_100.edgenets_in1k``, fetched and verified).
-        task: ``"classify"`` or ``"segment"``: what the network should be; by default what the checkpoint holds. The
-            backbone of one can start the other.
-        num_classes: another class count: the classifier (of a segmentation network its last convolution) is fresh then.
+        task: ``"classify"``, ``"segment"`` or ``"detect"``: what the network should be; by default what the checkpoint
+            holds. The backbone of one can start another.
+        num_classes: another class count: the classifier (of a segmentation network its last convolution, of a detector
+            what gives scores) is fresh then.
         in_chans: another number of picture channels: the first convolution is adapted.
         features_only: return a module that gives the feature maps as a list.
         out_indices: with ``features_only``, which levels.
         model_args: further arguments of the network, such as ``drop_rate``; for segmentation ``img_size`` (of pictures)
-            and ``decoder_channels``.
+            and ``decoder_channels``, for detection ``img_size``, ``head`` and ``scales``.
 
     Returns:
-        The network in training mode: a :class:`dicenet.models.network.Network`, or a
-        :class:`dicenet.models.segmentation.SegmentationNetwork`. Class names (``label_names``) and preprocessing are
+        The network in training mode: a :class:`dicenet.models.network.Network`, a
+        :class:`dicenet.models.segmentation.SegmentationNetwork` or a
+        :class:`dicenet.models.detection.DetectionNetwork`. Class names (``label_names``) and preprocessing are
         in ``pretrained_cfg``.
 
     Raises:
@@ -114,16 +119,12 @@ def load(
         raise ConfigError(f"task {task!r} is unknown: choose one of {', '.join(TASKS)}")
     checkpoint = _open(source)
     overrides = {"num_classes": num_classes, "in_chans": in_chans, **model_args}
-    if task == "segment" or (task is None and not features_only and holds_decoder(checkpoint)):
-        if features_only:
-            raise ConfigError("features_only gives the maps of a backbone: leave out task='segment'")
-        return restore_segmentation(checkpoint, overrides)
+    if features_only and task in _RESTORE:
+        raise ConfigError(f"features_only gives the maps of a backbone: leave out task={task!r}")
+    wanted = task if task or features_only else recognise_checkpoint(checkpoint).task
+    if wanted in _RESTORE:
+        return _RESTORE[wanted](checkpoint, overrides)
     return restore_network(checkpoint, features_only, out_indices, overrides)
-
-
-def holds_decoder(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is of a segmentation network."""
-    return bool(recognise_checkpoint(checkpoint).decoder)
 
 
 def _expect(source: Source, wanted: str) -> Checkpoint:

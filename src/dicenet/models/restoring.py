@@ -2,30 +2,24 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import timm
 from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import Tensor, nn
 
-from dicenet.classes import CITYSCAPES, VOC
 from dicenet.errors import WeightsError
 from dicenet.models import dicenet, espnetv2
 from dicenet.models.fitting import load_weights, recognise_checkpoint, stem_of, trained_size_of
 from dicenet.models.network import Network
 from dicenet.models.pyramid import check_backbone
 from dicenet.models.registry import ROWS, check_model_name
-from dicenet.models.segmentation import SegmentationNetwork, segmentation_backbone
-from dicenet.weights import catalogue
-from dicenet.weights.edgenets import EDGENETS, EDGENETS_ESPNETV2
 from dicenet.weights.files import Checkpoint
 from dicenet.weights.formats import Recognised
 
 _logger = logging.getLogger("dicenet")
-#: Arguments of a classifier that feature maps have no use for.
-_HEAD_ONLY = ("num_classes", "drop_rate", "global_pool")
-#: Classes of the official segmentation networks, by their number.
-_OFFICIAL_CLASSES = {len(names): names for names in (VOC, CITYSCAPES)}
+#: Whose backbone a checkpoint without a classifier is.
+_HOLDERS = {"segment": "it is of a segmentation network", "detect": "it is of a detector", None: "and its last level"}
 #: What is kept of timm's pretrained configuration: how pictures must be prepared.
 PREPROCESSING_KEYS = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
@@ -58,6 +52,7 @@ _ARGUMENT_TYPES = {
     "channels": int,
     "first_layer": str,
     "layout": str,
+    "picture_to_last": bool,
 }
 
 
@@ -81,11 +76,11 @@ def _described_args(metadata: Mapping[str, Any], name: str) -> dict[str, Any]:
     return dict(args)
 
 
-def _model_args(recognised: Recognised, checkpoint: Checkpoint, stem: str | None) -> tuple[str, dict[str, Any]]:
+def model_args_of(recognised: Recognised, checkpoint: Checkpoint, stem: str | None) -> tuple[str, dict[str, Any]]:
     """Architecture and arguments that a state dict was made with: as its file says, or read off its shapes."""
     if checkpoint.metadata:
         name = checkpoint.metadata["architecture"]
-        if not recognised.decoder:
+        if not recognised.head:
             check_model_name(name)
         check_backbone(name)
         return name, _described_args(checkpoint.metadata, checkpoint.name)
@@ -114,21 +109,21 @@ def restore_network(
     state = recognised.state
     if "stem.conv.weight" not in state:
         raise WeightsError(f"{checkpoint.name} holds no whole network; dicenet.load_edgenets() loads units and blocks")
-    architecture, args = _model_args(recognised, checkpoint, overrides.get("stem"))
+    architecture, args = model_args_of(recognised, checkpoint, overrides.get("stem"))
     check_model_name(architecture)
     # a backbone of a segmentation network lacks the last level, in files of all kinds
     last = "stages.3.0" if architecture.startswith("espnetv2") else "stages.2.0"
-    complete = not recognised.decoder and (bool(checkpoint.metadata) or any(key.startswith(last) for key in state))
-    if not (complete or features_only or overrides.get("num_classes")):
+    has_last = any(key.startswith(last) for key in state) or (bool(checkpoint.metadata) and not recognised.head)
+    if not ((has_last and not recognised.head) or features_only or overrides.get("num_classes")):
         raise WeightsError(
-            f"{checkpoint.name} holds a backbone without its last level and classifier (a segmentation network): "
-            "pass features_only=True for its feature maps, or num_classes= to train the rest anew"
+            f"{checkpoint.name} holds a backbone without its classifier ({_HOLDERS[recognised.task]}): pass "
+            "features_only=True for its feature maps, or num_classes= to train the rest anew"
         )
     args |= {key: value for key, value in overrides.items() if value is not None}
     net: Network = timm.create_model(architecture, **args)
     result: Any = net
     if features_only:  # before loading: what is pruned needs no weights
-        levels = len(net.feature_info) if complete else len(net.feature_info) - 1
+        levels = len(net.feature_info) if has_last else len(net.feature_info) - 1
         taken, last = feature_take_indices(
             len(net.feature_info), tuple(range(levels)) if out_indices is None else out_indices
         )
@@ -141,114 +136,17 @@ def restore_network(
     return result
 
 
-def _decoder_sizes(recognised: Recognised, name: str) -> tuple[int | None, int | None]:
-    """Classes, and channels of a branch, of the decoder in a checkpoint; None where there is none."""
-    if not recognised.decoder:
-        return None, None
-    # a decoder has one part more for each further map of its pyramid: the last has the classes
-    last = max(int(key.split(".")[1]) for key in recognised.decoder if key.startswith("pools."))
-    expand = recognised.decoder.get(f"pools.{last}.expand.weight")
-    if expand is None or expand.dim() != 4:
-        raise WeightsError(f"{name} holds a damaged decoder: its last convolution is missing")
-    return expand.shape[0], expand.shape[1]
-
-
-def _input_size_of(checkpoint: Checkpoint) -> tuple[int, int] | None:
-    """(height, width) of pictures for a segmentation network: as its file says, or the catalogue of official ones."""
-    if checkpoint.metadata:
-        height, width = checkpoint.metadata["input_size"]
-        return height, width
-    entry = catalogue.find_file(checkpoint.name)
-    return entry.size if entry is not None else None
-
-
-def _load_backbone(net: SegmentationNetwork, checkpoint: Checkpoint, recognised: Recognised) -> None:
-    network = net.backbone_network()
-    if network is not None:
-        load_weights(network, checkpoint, recognised._replace(decoder={}, other_parts=()))
-        return
-    try:
-        # timm wraps some networks as "model" for their maps, and rebuilds others; the prefix is off the names
-        cast(nn.Module, getattr(net.backbone, "model", net.backbone)).load_state_dict(recognised.state)
-    except RuntimeError as error:
-        raise WeightsError(f"{checkpoint.name} does not fit {net.architecture}: {error}") from error
-
-
-def _load_decoder(net: SegmentationNetwork, state: Mapping[str, Tensor], name: str) -> None:
-    """The decoder, all but its last convolution if that is of other classes."""
-    own = net.decoder.state_dict()
-    last = f"pools.{len(net.decoder.pools) - 1}.expand."
-    fitting = {
-        key: value
-        for key, value in state.items()
-        if not (key.startswith(last) and key in own and own[key].shape != value.shape)
-    }
-    try:
-        missing = net.decoder.load_state_dict(fitting, strict=False)
-    except RuntimeError as error:
-        raise WeightsError(f"{name} holds another decoder than this network: {error}") from error
-    fresh = [key for key in missing.missing_keys if not key.startswith(last)]
-    if fresh or missing.unexpected_keys:
-        raise WeightsError(f"{name} holds another decoder than this network: {(fresh + missing.unexpected_keys)[0]}")
-    if missing.missing_keys:
-        _logger.info("%s: the last convolution is fresh, for %d classes", name, net.num_classes)
-
-
-def restore_segmentation(checkpoint: Checkpoint, overrides: dict[str, Any]) -> SegmentationNetwork:
-    """A segmentation network: whole, or a fresh decoder behind the backbone of another network."""
-    recognised = recognise_checkpoint(checkpoint)
-    if not recognised.decoder and "stem.conv.weight" not in recognised.state:
-        raise WeightsError(f"{checkpoint.name} holds no whole network; dicenet.load_edgenets() loads units and blocks")
-    given = {key: value for key, value in overrides.items() if value is not None}
-    stored_classes, stored_channels = _decoder_sizes(recognised, checkpoint.name)
-    num_classes = given.pop("num_classes", stored_classes)
-    if num_classes is None:
-        raise WeightsError(f"{checkpoint.name} is no segmentation network: pass num_classes= to use it as the backbone")
-    img_size = given.pop("img_size", None) or (_input_size_of(checkpoint) if recognised.decoder else None)
-    channels = given.pop("decoder_channels", stored_channels)
-    if stored_channels is not None and channels != stored_channels:
-        raise WeightsError(
-            f"{checkpoint.name} holds a decoder of {stored_channels} channels a branch, not of {channels}: leave out "
-            "decoder_channels"
-        )
-    architecture, args = _model_args(recognised, checkpoint, given.get("stem"))
-    backbone_args = {key: value for key, value in (args | given).items() if key not in _HEAD_ONLY}
-    in_chans = backbone_args.pop("in_chans", 3)
-    backbone = segmentation_backbone(architecture, in_chans=in_chans, **backbone_args)
-    net = SegmentationNetwork(architecture, backbone, num_classes, None, channels, in_chans, backbone_args)
-    _load_backbone(net, checkpoint, recognised)
-    if recognised.decoder:
-        _load_decoder(net, recognised.decoder, checkpoint.name)
-    _restore_segmentation_config(net, checkpoint.metadata, img_size)
-    if recognised.decoder:  # else the names are a classifier's
-        _restore_names(net.pretrained_cfg, checkpoint.metadata, net.num_classes)
-    official = recognised.format in (EDGENETS.name, EDGENETS_ESPNETV2.name)
-    if official and num_classes == stored_classes and num_classes in _OFFICIAL_CLASSES:
-        net.pretrained_cfg["label_names"] = _OFFICIAL_CLASSES[num_classes]
-    return net
-
-
-def _restore_segmentation_config(
-    net: SegmentationNetwork, metadata: Mapping[str, Any], img_size: tuple[int, int] | None
-) -> None:
-    _restore_preprocessing(net.pretrained_cfg, metadata)
-    # the backbone of a classifier was fed in another way
-    net.pretrained_cfg |= {"crop_pct": 1.0, "crop_mode": "squash"}
-    if img_size is not None:
-        net.set_input_size(img_size)
-
-
 def _restore_config(net: Network, metadata: Mapping[str, Any]) -> None:
     """Give a network the input size, class names and preprocessing of its file, where timm's tools look for them."""
     cfg = dict(net.pretrained_cfg, num_classes=net.num_classes)
     if "head" not in metadata:  # else pictures and classes are those of another task
-        _restore_preprocessing(cfg, metadata)
-        _restore_names(cfg, metadata, net.num_classes)
+        restore_preprocessing(cfg, metadata)
+        restore_names(cfg, metadata, net.num_classes)
     net.pretrained_cfg = net.default_cfg = cfg
     net.set_input_size(net.trained_size if "head" in metadata else tuple(metadata.get("input_size", net.trained_size)))
 
 
-def _restore_preprocessing(cfg: dict[str, Any], metadata: Mapping[str, Any]) -> None:
+def restore_preprocessing(cfg: dict[str, Any], metadata: Mapping[str, Any]) -> None:
     """Put the preprocessing of a file into timm's configuration of a network."""
     for key in PREPROCESSING_KEYS:
         if key in metadata.get("preprocessing", {}):
@@ -256,7 +154,8 @@ def _restore_preprocessing(cfg: dict[str, Any], metadata: Mapping[str, Any]) -> 
             cfg[key] = tuple(value) if isinstance(value, list) else value
 
 
-def _restore_names(cfg: dict[str, Any], metadata: Mapping[str, Any], num_classes: int) -> None:
+def restore_names(cfg: dict[str, Any], metadata: Mapping[str, Any], num_classes: int) -> None:
+    """Put the class names of a file there, if there are as many as classes."""
     names = metadata.get("class_names") or ()
     if names and len(names) == num_classes:
         cfg["label_names"] = tuple(names)

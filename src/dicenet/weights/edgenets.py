@@ -31,6 +31,19 @@ _DECODER = (
     *((rf"({names})\.0", f"decoder.norm_acts.{index}.norm") for index, names in enumerate(_NORMS)),
     *((rf"({names})\.1", f"decoder.norm_acts.{index}.act") for index, names in enumerate(_NORMS)),
 )
+#: Of ESPNetv2's detector.
+_DETECTOR = (
+    (r"base_net\.basenet", "base_net"),
+    (r"base_net\.extra_level6\.layer", "head.extras.0"),
+    (r"base_net\.extra_level7\.layer", "head.extras.1"),
+    (r"base_net\.extra_level8", "head.extras.2"),
+    *(
+        (rf"base_net\.bu_{name}", f"head.fusions.{index}")
+        for index, name in enumerate(("3x3_5x5", "5x5_10x10", "10x10_19x19", "19x19_38x38"))
+    ),
+    (r"loc_layers", "head.predictors.boxes"),
+    (r"cls_layers", "head.predictors.scores"),
+)
 _CONV_NORM_ACT = ((r"cbr\.0", "conv"), (r"cbr\.1", "norm"), (r"cbr\.2", "act"))
 
 #: DiCENet: units, blocks, whole networks.
@@ -38,6 +51,7 @@ EDGENETS = KeyMap(
     name="EdgeNets",
     mark=r"(^|\.)conv_channel\.weight$",
     renames=(
+        *_DETECTOR,
         *_DECODER,
         (r"level1\.cbr", "stem.cbr"),
         (r"level3", "stages.0"),
@@ -66,6 +80,7 @@ EDGENETS_ESPNETV2 = KeyMap(
     name=EDGENETS.name,
     mark=r"(^|\.)spp_dw\.0\.conv\.weight$",
     renames=(
+        *_DETECTOR,
         *_DECODER,
         (r"level1", "stem"),
         *((rf"level{level}_0", f"stages.{level - 2}.0") for level in range(2, 6)),

@@ -15,7 +15,8 @@ FORMATS = (OWN, EDGENETS, EDGENETS_ESPNETV2, PYTORCHCV)
 
 #: Of networks of several parts: ours (timm wraps what gives feature maps, as "model"), and EdgeNets'.
 _BACKBONES = ("backbone.model.", "backbone.", BACKBONE_PREFIX)
-_DECODER = "decoder."
+#: What the head is called, and of which task it is.
+_HEADS = {"decoder.": "segment", "head.": "detect"}
 
 
 class Recognised(NamedTuple):
@@ -24,13 +25,15 @@ class Recognised(NamedTuple):
     Attributes:
         format: whose it was.
         state: the backbone, or the whole network where there is nothing else.
-        decoder: of a segmentation network; else empty.
+        head: what stands on the backbone; empty for classifiers, whose classifier belongs to the network.
+        task: ``segment`` or ``detect``, as the head is for; None if there is none.
         other_parts: names of what belongs to neither.
     """
 
     format: str
     state: dict[str, Tensor]
-    decoder: dict[str, Tensor]
+    head: dict[str, Tensor]
+    task: str | None
     other_parts: tuple[str, ...]
 
 
@@ -38,8 +41,9 @@ def in_parts(format_name: str, state: Mapping[str, Tensor]) -> Recognised:
     """A state dict under our names, its parts told apart."""
     prefix = next((p for p in _BACKBONES if any(key.startswith(p) for key in state)), None)
     if prefix is None:
-        return Recognised(format_name, dict(state), {}, ())
-    found: dict[str, dict[str, Tensor]] = {prefix: {}, _DECODER: {}}
+        return Recognised(format_name, dict(state), {}, None, ())
+    head = next((h for h in _HEADS if any(key.startswith(h) for key in state)), None)
+    found: dict[str, dict[str, Tensor]] = {prefix: {}, **({head: {}} if head else {})}
     others = []
     for key, value in state.items():
         part = next((p for p in found if key.startswith(p)), None)
@@ -47,7 +51,7 @@ def in_parts(format_name: str, state: Mapping[str, Tensor]) -> Recognised:
             others.append(key)
         else:
             found[part][key.removeprefix(part)] = value
-    return Recognised(format_name, found[prefix], found[_DECODER], tuple(others))
+    return Recognised(format_name, found[prefix], found[head] if head else {}, _HEADS.get(head or ""), tuple(others))
 
 
 def recognise(state: Mapping[str, Tensor], name: str = "the state dict") -> Recognised:
