@@ -16,8 +16,8 @@ from dicenet.data.mask_transforms import (
     evaluation_pair_transform,
     training_pair_transform,
 )
-from dicenet.data.masks import IGNORE, EachOnce, MaskCoding, MaskedPictures, decode, hold_out, read_mask
-from dicenet.data.samples import LoaderSettings
+from dicenet.data.masks import IGNORE, MaskCoding, MaskedPictures, decode, hold_out, read_mask
+from dicenet.data.samples import EachOnce, LoaderSettings
 from dicenet.data.segmentation import open_segmentation_data
 from dicenet.data.transforms import Preprocessing
 

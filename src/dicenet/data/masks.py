@@ -1,20 +1,18 @@
 """Pictures with a mask that gives each pixel's class: reading, checking, batching."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from dicenet.data.samples import LoaderSettings, quiet_worker
+from dicenet.data.samples import LoaderSettings, batches, held_out_indices, joined
 from dicenet.errors import ConfigError, DataError
 
 #: Class of the pixels that neither training nor judging looks at; as in VOC's and Cityscapes' masks.
@@ -149,19 +147,7 @@ class MaskedPictures(Dataset[dict[str, Any]]):
     def loader(self, transform: PairTransform, train: bool, settings: LoaderSettings) -> "DataLoader[Any]":
         """Batches: for training shuffled, of equally large targets; else in order, each target at its own size."""
         data = MaskedPictures(self.samples, self.class_names, transform)
-        return DataLoader(
-            data,
-            batch_size=settings.batch_size,
-            shuffle=train,
-            sampler=None if train else EachOnce(data),
-            # a smaller last batch would unsettle the norms; a set smaller than one batch has nothing else
-            drop_last=train and len(data) > settings.batch_size,
-            num_workers=settings.workers,
-            worker_init_fn=quiet_worker,
-            persistent_workers=settings.workers > 0,
-            collate_fn=collate_training if train else collate_evaluation,
-            generator=torch.Generator().manual_seed(settings.seed) if train else None,
-        )
+        return batches(data, train, settings, collate_training if train else collate_evaluation)
 
 
 def check_same_size(name: str, picture: Image.Image, mask: Mask) -> None:
@@ -175,60 +161,18 @@ def check_same_size(name: str, picture: Image.Image, mask: Mask) -> None:
     )
 
 
-class EachOnce(DistributedSampler[Any]):
-    """Gives each process its share of the pictures, none twice: padding would count some pictures double.
-
-    It is a DistributedSampler so that Lightning leaves it in place. The processes are asked for when it is used, they
-    need not exist before.
-    """
-
-    def __init__(self, data: Dataset[Any]) -> None:
-        super().__init__(data, num_replicas=1, rank=0, shuffle=False)
-
-    def _indices(self) -> range:
-        ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank, count = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if ready else (0, 1)
-        pictures = len(self.dataset)  # type: ignore[arg-type]
-        if pictures < count:  # Lightning cannot wait for a process that has nothing to do
-            raise DataError(f"too few pictures to judge by ({pictures}) for {count} processes: give fewer --devices")
-        return range(rank, pictures, count)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._indices())
-
-    def __len__(self) -> int:
-        return len(self._indices())
-
-
-def _collate(items: Sequence[dict[str, Any]], join: Callable[[list[Tensor]], Any]) -> dict[str, Any]:
-    good = [item for item in items if "image" in item]
-    batch: dict[str, Any] = {"errors": {item["name"]: item["error"] for item in items if "error" in item}}
-    if good:
-        batch["image"] = default_collate([item["image"] for item in good])
-        batch["target"] = join([item["target"] for item in good])
-        batch["name"] = [item["name"] for item in good]
-    return batch
-
-
 def collate_training(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A batch: image (N, C, H, W), target (N, H, W), name, and ``errors`` of what could not be read."""
-    return _collate(items, default_collate)
+    return joined(items, default_collate)
 
 
 def collate_evaluation(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The same with ``target`` as a list: each is as large as its picture was."""
-    return _collate(items, list)
+    return joined(items, list)
 
 
 def hold_out(part: MaskedPictures, fraction: float, seed: int) -> tuple[MaskedPictures, MaskedPictures]:
     """Two parts of one, split by chance. Raises ConfigError for a fraction that is none, or fewer than 2 pictures."""
-    if not 0 < fraction < 1:
-        raise ConfigError(f"val_fraction must lie between 0 and 1, got {fraction}")
-    if len(part) < 2:
-        raise DataError("there is one picture only: two are needed to hold one out")
-    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = max(1, min(len(part) - 1, math.floor(fraction * len(part) + 0.5)))
-    held_out = set(order[:count])
-    train = [sample for index, sample in enumerate(part.samples) if index not in held_out]
-    val = [sample for index, sample in enumerate(part.samples) if index in held_out]
+    kept, held_out = held_out_indices(len(part), fraction, seed)
+    train, val = ([part.samples[index] for index in indices] for indices in (kept, held_out))
     return MaskedPictures(train, part.class_names), MaskedPictures(val, part.class_names)

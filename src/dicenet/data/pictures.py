@@ -5,12 +5,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from dicenet.errors import DataError
 
 #: What counts as a picture in a folder. The content decides how a file is read, not this.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+
+#: EXIF orientations in which width and height change places.
+_TURNED = (5, 6, 7, 8)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -56,6 +59,18 @@ def read_picture(source: str | Path | bytes, name: str | None = None) -> Image.I
         raise DataError(f"{name}: is not a picture in a known format") from error
     except Exception as error:  # decoders raise anything when they are fed with damaged files
         raise DataError(f"{name}: is damaged or cut off: {error}") from error
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """(width, height) in pixels of the upright picture in a file, from its header. DataError if that is unreadable."""
+    try:
+        with Image.open(path) as picture:
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+            return picture.size[::-1] if turned else picture.size
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # decoders raise anything when they are fed with damaged files
+        raise DataError(f"{path}: is damaged or cut off: {error}") from error
 
 
 def is_picture(path: Path) -> bool:

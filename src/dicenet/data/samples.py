@@ -1,15 +1,20 @@
-"""What every classification reader gives: pictures with class indices, split into parts, and how to batch them."""
+"""What readers give: pictures with class indices, split into parts, and how to batch and share out pictures.
 
+Classification takes all of it; the sampler and the batches at the end serve masks and boxes as well.
+"""
+
+import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torch.distributed
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from dicenet.data.transforms import Transform
 from dicenet.errors import ConfigError, DataError
@@ -136,3 +141,72 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch |= default_collate([{"image": item["image"], "target": item["target"]} for item in good])
         batch["name"] = [item["name"] for item in good]
     return batch
+
+
+class EachOnce(DistributedSampler[Any]):
+    """Gives each process its share of the pictures, none twice: padding would count some pictures double.
+
+    It is a DistributedSampler so that Lightning leaves it in place. The processes are asked for when it is used, they
+    need not exist before.
+    """
+
+    def __init__(self, data: Dataset[Any]) -> None:
+        super().__init__(data, num_replicas=1, rank=0, shuffle=False)
+
+    def _indices(self) -> range:
+        ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank, count = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if ready else (0, 1)
+        pictures = len(self.dataset)  # type: ignore[arg-type]
+        if pictures < count:  # Lightning cannot wait for a process that has nothing to do
+            raise DataError(f"too few pictures to judge by ({pictures}) for {count} processes: give fewer --devices")
+        return range(rank, pictures, count)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._indices())
+
+    def __len__(self) -> int:
+        return len(self._indices())
+
+
+def batches(
+    data: Dataset[dict[str, Any]], train: bool, settings: LoaderSettings, collate_fn: Callable[[Sequence[Any]], Any]
+) -> "DataLoader[Any]":
+    """Batches of whole pictures: for training shuffled and equally many; else in order, each picture once."""
+    return DataLoader(
+        data,
+        batch_size=settings.batch_size,
+        shuffle=train,
+        sampler=None if train else EachOnce(data),
+        # a smaller last batch would unsettle the norms; a set smaller than one batch has nothing else
+        drop_last=train and len(data) > settings.batch_size,  # type: ignore[arg-type]
+        num_workers=settings.workers,
+        worker_init_fn=quiet_worker,
+        persistent_workers=settings.workers > 0,
+        collate_fn=collate_fn,
+        generator=torch.Generator().manual_seed(settings.seed) if train else None,
+    )
+
+
+def joined(items: Sequence[dict[str, Any]], join_targets: Callable[[list[Any]], Any]) -> dict[str, Any]:
+    """A batch: image (N, C, H, W), target as ``join_targets`` makes it, name, and ``errors`` (name to reason).
+
+    A batch without any readable picture has no ``image``.
+    """
+    good = [item for item in items if "image" in item]
+    batch: dict[str, Any] = {"errors": {item["name"]: item["error"] for item in items if "error" in item}}
+    if good:
+        batch["image"] = default_collate([item["image"] for item in good])
+        batch["target"] = join_targets([item["target"] for item in good])
+        batch["name"] = [item["name"] for item in good]
+    return batch
+
+
+def held_out_indices(count: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of pictures that are kept and held out, by chance. Errors as of ``hold_out`` of the parts."""
+    if not 0 < fraction < 1:
+        raise ConfigError(f"val_fraction must lie between 0 and 1, got {fraction}")
+    if count < 2:
+        raise DataError("there is one picture only: two are needed to hold one out")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    held_out = max(1, min(count - 1, math.floor(fraction * count + 0.5)))
+    return sorted(order[held_out:]), sorted(order[:held_out])
