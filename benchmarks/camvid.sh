@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # dicenet_100 on CamVid from the official PASCAL VOC network and from random weights, and a ShuffleNetV2 of equal cost
-# from random weights; about 35 minutes each on 2 cores without other load. Started again, it goes on where it was.
+# from random weights; about 26 minutes each on 2 cores without other load. Started again, it goes on where it was.
 # Run it from the repository, with dicenet on the path: bash benchmarks/camvid.sh [DATA] [VOC_CHECKPOINT]
 set -euo pipefail
 data=${1:-../shared/data/camvid}
