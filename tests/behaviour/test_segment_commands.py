@@ -23,13 +23,14 @@ QUICK += ["--device", "cpu"]
 
 
 def scene(seed, size=SIZE):
-    """A picture with a red disc and a blue box on grey, and its mask with a void pixel."""
+    """A picture with a red disc and a blue box on grey, of sizes of its own, and its mask with a void pixel."""
     rng = np.random.default_rng(seed)
     picture, mask = Image.new("RGB", size, (120, 120, 120)), Image.new("L", size, 0)
     left, top = (int(rng.integers(0, side // 3)) for side in size)
+    wide, high = (int(rng.integers(side // 6, side // 3)) for side in size)
     for draw, disc, box in ((ImageDraw.Draw(picture), "red", "blue"), (ImageDraw.Draw(mask), 1, 2)):
-        draw.ellipse((left, top, left + size[0] // 4, top + size[0] // 4), fill=disc)
-        draw.rectangle((left + size[0] // 2, top, left + size[0] // 2 + 8, top + size[1] // 3), fill=box)
+        draw.ellipse((left, top, left + wide, top + wide), fill=disc)
+        draw.rectangle((left + size[0] // 2, top, left + size[0] // 2 + 8, top + high), fill=box)
     mask.putpixel((0, size[1] - 1), 255)
     return picture, mask
 
@@ -124,6 +125,28 @@ def test_several_processes(scenes, tmp_path):
     (row,) = rows(tmp_path / "out")
     assert float(row["val_mean_iou"]) == pytest.approx(results["mean_iou"], abs=1e-5)
     assert float(row["val_pixel_accuracy"]) == pytest.approx(results["pixel_accuracy"], abs=1e-5)
+    # a network that says one thing everywhere scores each subset of the pictures otherwise, as their objects differ
+    shares = [(np.array(scene(index)[1]) == 0).mean() for index in range(100, 105)]
+    assert len({round(float(share), 4) for share in shares}) == 5
+
+
+@pytest.mark.slow
+def test_processes_name_what_each_of_them_could_not_read(scenes, tmp_path):
+    """Also what only the second one was given; and say where there are too few pictures for all."""
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    (data / "val/images/101.png").write_bytes(b"")
+    several = ["--devices", "2", "--strategy", "ddp"]
+    start = ["train", "segment", "--data", data, *QUICK, *several]
+    ddp = [sys.executable, "-m", "dicenet_cli"]
+    done = subprocess.run([*ddp, *start, "--out", tmp_path / "a"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "101.png: the file is empty" in done.stdout
+    start[start.index("--batch-size") + 1] = "8"
+    done = subprocess.run([*ddp, *start, "--out", tmp_path / "b"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "too few pictures to train on (12) for 2 processes with batches of 8" in done.stderr
+    assert not any((tmp_path / "b").iterdir())
 
 
 @pytest.mark.slow
@@ -151,6 +174,24 @@ def test_several_processes_one_of_which_can_read_nothing(scenes, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "the file is empty" in done.stdout
     assert (tmp_path / "out/best.safetensors").exists()
+
+
+def test_the_schedule_follows_the_epochs_where_they_have_other_steps(scenes, tmp_path):
+    """A run of 12 pictures goes on with 4: the rate falls from where its epochs stand, not its steps."""
+    out, fewer = tmp_path / "out", tmp_path / "fewer"
+    shutil.copytree(scenes, fewer)
+    for index in range(4, 12):
+        for kind in ("images", "masks"):
+            (fewer / f"train/{kind}/{index}.png").unlink()
+    run("train", "segment", "--data", scenes, "--out", out, *QUICK, "--epochs", "2", "--schedule", "linear")
+    run("train", "segment", "--resume", out, "--data", fewer, "--epochs", "4")
+    rates = [float(row["lr"]) for row in rows(out)]
+    assert rates[2:] == pytest.approx([0.009 * 0.25, 0])
+
+
+def test_pictures_that_are_trained_on_and_judged_by(scenes, tmp_path, capsys):
+    run("train", "segment", "--data", scenes, "--out", tmp_path / "out", *QUICK, "--train-split", "val")
+    assert "5 of the 5 pictures to judge by are trained on too" in re.sub(r"\s+", " ", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("frozen", ["norms", "backbone"])
@@ -215,7 +256,7 @@ def test_a_run_is_resumed_with_its_own_command(trained, weights, scenes, fails):
     fails("train", "classify", "--resume", trained, message="is a run of 'dicenet train segment': resume it with")
     for verb in (["predict", scenes / "val"], ["evaluate", "--data", scenes]):
         command = [verb[0], "classify", "--weights", weights, *verb[1:]]
-        fails(*command, message="is a segmentation network, not a classifier: use the command for segment")
+        fails(*command, message="is a segmentation network, not a classifier: use the command for segment, or start")
 
 
 def test_held_out_where_there_is_one_part(scenes, tmp_path, capsys):
@@ -237,12 +278,14 @@ def test_wrong_training_arguments(scenes, tmp_path, fails, monkeypatch):
     fails(*start, "--crop-size", "16", message="crop_size must be at least 32 on both sides, got 16x16")
     fails(*start, "--crop-size", "x", message=r"--crop-size must be a whole number or \[height, width\]")
     fails(*start, "--epochs", "0", message="epochs must be at least 1")
-    fails(*start, "--schedule", "step", message="choose one of linear, cosine, poly, hybrid, constant")
+    fails(*start, "--schedule", "step", message="choose one of linear, cosine, poly, hybrid, multistep, constant")
     fails(*start, "--optimizer", "adam", message="choose one of sgd, adamw")
     fails(*start, "--class-weights", "official", message="choose one of none, dataset, inverse-log")
     fails(
         *start, "--class-weights", "dataset", message="brings no class weights along: use --class-weights inverse-log"
     )
+    small = ["--img-size", "64", "--crop-size", "48", "--model", "coatnet_nano_rw_224"]
+    fails(*start, *small, message="coatnet_nano_rw_224 takes no pictures of")
     fails(*start, "--class-weight-power", "-1", message="class_weight_power must lie from 0 to 10, got -1")
     fails(*start, "--val-split", "holdout", message="has no part holdout: it has train, val")
     fails(*start, "--weights", tmp_path / "none.pth", message="none.pth")
@@ -255,7 +298,7 @@ def test_wrong_training_arguments(scenes, tmp_path, fails, monkeypatch):
 @pytest.mark.parametrize(
     ("part", "value", "message"),
     [
-        ("val", 0, "hold one class only, ground"),
+        ("train", 0, "masks to train on hold one class only, ground"),
         ("val", 255, "nothing to judge by in the pictures: all is void"),
         ("train", 255, "nothing to learn from in the pictures: their masks are void everywhere"),
     ],
@@ -383,8 +426,9 @@ def test_wrong_evaluation_arguments(scenes, weights, tmp_path, fails, shared):
     fails(*start, "--weights", weights, "--mode", "windows", message="choose one of whole, sliding")
     fails(*start, "--weights", tmp_path, message=str(tmp_path))
     dicenet.save(timm.create_model("dicenet_010", num_classes=2), tmp_path / "classifier.safetensors")
+    file = tmp_path / "classifier.safetensors"
     fails(
-        *start, "--weights", tmp_path / "classifier.safetensors", message="is a classifier, not a segmentation network"
+        *start, "--weights", file, message="is a classifier, not a segmentation network: use the command for classify"
     )
     unnamed = tmp_path / "unnamed.pth"
     unnamed.symlink_to(shared("weights/dicenet_s_0.2_pascal_384x384.pth"))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import dicenet
+from dicenet.data.samples import LoaderSettings, batches, collate
 from dicenet.engine.run_folder import default_run_folder, new_run_folder, resumed_folder
 from dicenet.engine.schedules import learning_rate, scheduler
 from dicenet.ops.denormals import flushes_denormals
@@ -17,6 +18,7 @@ from dicenet.tasks import classify
     [
         ("linear", [1 / 3, 2 / 3, 1, 3 / 4, 1 / 2, 1 / 4, 0, 0]),
         ("cosine", [1 / 3, 2 / 3, 1, (1 + 2**-0.5) / 2, 1 / 2, (1 - 2**-0.5) / 2, 0, 0]),
+        ("multistep", [1 / 3, 2 / 3, 1, 1, 0.1, 0.1, 0.01, 0.01]),
         ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1]),
     ],
 )
@@ -35,7 +37,7 @@ def test_scheduler_multiplies_the_peak():
         optimizer.step()
         plan.step()
     assert rates == pytest.approx([0.4 / 3, 0.8 / 3, 0.4, 0.3, 0.2, 0.1])
-    with pytest.raises(dicenet.ConfigError, match="choose one of linear, cosine, poly, hybrid, constant"):
+    with pytest.raises(dicenet.ConfigError, match="choose one of linear, cosine, poly, hybrid, multistep, constant"):
         scheduler(optimizer, "step", 6, 2)
 
 
@@ -172,3 +174,26 @@ def test_a_network_that_gives_no_numbers_is_not_saved(tmp_path, monkeypatch):
     with pytest.raises(dicenet.TrainingError, match=r"the validation loss became nan in epoch 1, .*smaller --lr"):
         train(tmp_path / "run", epochs=1)
     assert not (tmp_path / "run/best.safetensors").exists()
+
+
+def test_reading_processes_of_several_ranks_draw_differently(monkeypatch):
+    """Lightning's seeding of reading processes, which a start of our own must not replace."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    class Drawn(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return {"name": str(index), "image": torch.rand(()), "target": 0}
+
+    def draws(rank):
+        monkeypatch.setattr(rank_zero_only, "rank", rank, raising=False)
+        torch.manual_seed(0)
+        (batch,) = batches(Drawn(), True, LoaderSettings(3, workers=1), collate)
+        return batch["image"].tolist()
+
+    monkeypatch.setenv("PL_SEED_WORKERS", "1")
+    first = draws(0)
+    assert draws(0) == first
+    assert set(draws(1)).isdisjoint(first)

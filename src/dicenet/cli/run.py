@@ -85,7 +85,12 @@ def _one_line(error: BaseException) -> str:
 
 _SIZE = "a whole number or [height, width], such as 224 or [192,256]"
 #: Options with a choice of types, which jsonargparse explains at length.
-_FORMS = {"img_size": _SIZE, "crop_size": _SIZE, "ignore_id": "a whole number or several, such as 0 or [0,7]"}
+_FORMS = {
+    "img_size": _SIZE,
+    "crop_size": _SIZE,
+    "ignore_id": "a whole number or several, such as 0 or [0,7]",
+    "priors": "official, auto, or seven ascending sizes, such as [0.05,0.1,0.2,0.35,0.5,0.7,1.0]",
+}
 
 
 def _parser_message(error: Exception) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from dicenet.classes import VOC
+from dicenet.classes import VOC_OBJECTS
 from dicenet.data.boxes import BoxedPictures
 from dicenet.data.classification import PART_FOLDERS, read_names
 from dicenet.data.coco_boxes import read_coco_part
@@ -14,8 +14,6 @@ from dicenet.data.pictures import SUFFIXES, is_picture
 from dicenet.data.voc_boxes import Pair, read_voc_parts
 from dicenet.errors import ConfigError, DataError
 
-#: VOC's classes; in detection the background is none.
-VOC_OBJECTS = VOC[1:]
 _LISTS = Path("ImageSets/Main")
 _YEARS = ("VOC2007", "VOC2012")
 _TRAIN_PARTS = ("train", "trainval", "all")
@@ -179,8 +177,10 @@ def _has_xml(folder: Path) -> bool:
 
 
 def _same_names(pictures: Path, annotations: Path) -> Iterator[Pair]:
-    for picture in sorted(p for p in pictures.iterdir() if is_picture(p) and p.is_file()):
-        yield picture, annotations / f"{picture.stem}.xml"
+    found = {p.stem: p for p in sorted(pictures.iterdir()) if is_picture(p) and p.is_file()}
+    # what is annotated must be there too: its absence is told when the part is used
+    for stem in sorted({*found, *(p.stem for p in annotations.glob("*.xml"))}):
+        yield found.get(stem, pictures / f"{stem}.jpg"), annotations / f"{stem}.xml"
 
 
 def _from_xml(

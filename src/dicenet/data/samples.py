@@ -1,9 +1,10 @@
 """What readers give: pictures with class indices, split into parts, and how to batch and share out pictures.
 
-Classification takes all of it; the sampler and the batches at the end serve masks and boxes as well.
+The sampler and the batches at the end serve classes, masks and boxes alike.
 """
 
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -77,24 +78,20 @@ class SampleList(Dataset[dict[str, Any]]):
         return readable_sizes([self.samples[i] for i in evenly_spread(len(self.samples), count)])
 
     def loader(self, transform: Transform, train: bool, settings: LoaderSettings) -> "DataLoader[Any]":
-        """Batches, shuffled and without a smaller last one for training."""
-        generator = torch.Generator().manual_seed(settings.seed)
-        return DataLoader(
-            SampleList(self.samples, self.class_names, transform),
-            batch_size=settings.batch_size,
-            shuffle=train,
-            # a smaller last batch would unsettle the norms; a set smaller than one batch has nothing else
-            drop_last=train and len(self.samples) > settings.batch_size,
-            num_workers=settings.workers,
-            worker_init_fn=quiet_worker,
-            persistent_workers=settings.workers > 0,
-            collate_fn=collate,
-            generator=generator,
-        )
+        """Batches: for training shuffled and without a smaller last one; else in order, each picture once."""
+        return batches(SampleList(self.samples, self.class_names, transform), train, settings, collate)
 
 
 def quiet_worker(number: int) -> None:
-    """Start of a reading process: it says nothing of a main process that no longer listens, as after Ctrl-C."""
+    """Start of a reading process: it says nothing of a main process that no longer listens, as after Ctrl-C.
+
+    It is seeded as Lightning seeds those that have no start of their own: each draws other augmentations.
+    """
+    if os.environ.get("PL_SEED_WORKERS") == "1":
+        # late: only training has set it, and has imported this
+        from lightning.fabric.utilities.seed import pl_worker_init_function
+
+        pl_worker_init_function(number)
     usual = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -131,16 +128,8 @@ def prepared(sample: Sample, transform: Transform | None) -> dict[str, Any]:
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch: image (N, C, H, W), target (N,), name, and ``errors`` (name to reason) of what could not be read.
-
-    A batch without any readable picture has no ``image``.
-    """
-    good = [item for item in items if "image" in item]
-    batch: dict[str, Any] = {"errors": {item["name"]: item["error"] for item in items if "error" in item}}
-    if good:
-        batch |= default_collate([{"image": item["image"], "target": item["target"]} for item in good])
-        batch["name"] = [item["name"] for item in good]
-    return batch
+    """A batch of pictures with classes: see :func:`joined`; target (N,)."""
+    return joined(items, default_collate)
 
 
 class EachOnce(DistributedSampler[Any]):

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import signal
 import warnings
 from collections.abc import Sequence
@@ -15,11 +16,11 @@ from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, RichProg
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from dicenet.engine.callbacks import EpochLines, MetricsTable
 from dicenet.engine.run_folder import LAST, METRICS
-from dicenet.errors import ConfigError
+from dicenet.errors import ConfigError, DataError
 from dicenet.ops import flush_denormals
 from dicenet.weights.files import write_bytes
 
@@ -83,6 +84,18 @@ def make_trainer(**arguments: Any) -> L.Trainer:
         L.fabric.utilities.exceptions.MisconfigurationException,
     ) as error:
         raise ConfigError(" ".join(str(error).split())) from error
+
+
+def _check_share(train: "DataLoader[Any]", processes: int) -> None:
+    """Raise DataError if a process would have no whole batch; Lightning would do nothing and say nothing."""
+    if isinstance(train.dataset, IterableDataset) or not train.drop_last:
+        return
+    share = math.ceil(len(train.dataset) / processes)  # type: ignore[arg-type]
+    if train.batch_size is not None and share < train.batch_size:
+        raise DataError(
+            f"too few pictures to train on ({len(train.dataset)}) for {processes} processes with batches of "  # type: ignore[arg-type]
+            f"{train.batch_size}: give fewer --devices or a smaller --batch-size"
+        )
 
 
 @dataclass(frozen=True)
@@ -172,6 +185,7 @@ def fit(
         enable_progress_bar=console.is_terminal,
         log_every_n_steps=min(10, len(train)),
     )
+    _check_share(train, trainer.world_size)
     last = folder / LAST
     try:
         trainer.fit(task, train, val, ckpt_path=str(last) if last.exists() else None, weights_only=True)

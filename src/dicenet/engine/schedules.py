@@ -8,12 +8,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dicenet.errors import ConfigError
 
-SCHEDULES = ("linear", "cosine", "poly", "hybrid", "constant")
+SCHEDULES = ("linear", "cosine", "poly", "hybrid", "multistep", "constant")
 #: Exponent of ``poly``, and epochs of a cycle of ``hybrid``: the official code's for segmentation.
 POLY_POWER = 0.9
 CYCLE_EPOCHS = 5
 #: Part of a run in which ``hybrid`` cycles, unless it is told otherwise: the official 61 of 100 epochs.
 CYCLED_PART = 0.61
+#: Parts of a run behind which ``multistep`` divides the rate by 10: as torchvision's recipe for SSD (80 and 110 of 120
+#: epochs).
+STEPS = (2 / 3, 11 / 12)
 
 
 def hybrid(epoch: int, epochs: int, cycled: int) -> float:
@@ -36,7 +39,8 @@ def learning_rate(
 
     Args:
         step: optimiser step.
-        name: one of :data:`SCHEDULES`; ``constant`` does not fall, ``hybrid`` changes with the epochs.
+        name: one of :data:`SCHEDULES`; ``constant`` does not fall, ``hybrid`` changes with the epochs, ``multistep``
+            falls to a tenth twice.
         steps: of the whole run.
         warmup_steps: of them.
         epochs: of the run, for ``hybrid``.
@@ -53,6 +57,8 @@ def learning_rate(
             return 1 - done
         case "poly":
             return (1 - done) ** POLY_POWER
+        case "multistep":
+            return 0.1 ** sum(step >= round(part * steps) for part in STEPS)
         case "cosine":
             return (1 + math.cos(math.pi * done)) / 2
         case _:

@@ -127,6 +127,20 @@ def load(
     return restore_network(checkpoint, features_only, out_indices, overrides)
 
 
+_KINDS = {"classify": "a classifier", "segment": "a segmentation network", "detect": "a detector"}
+
+
+def check_task(source: Source, task: str) -> None:
+    """Raise WeightsError if a checkpoint was made for another task than one of :data:`TASKS`."""
+    checkpoint = _open(source)
+    found = recognise_checkpoint(checkpoint).task or "classify"
+    if found != task:
+        raise WeightsError(
+            f"{checkpoint.name} is {_KINDS[found]}, not {_KINDS[task]}: use the command for {found}, or start a "
+            "training from it with --weights"
+        )
+
+
 def _expect(source: Source, wanted: str) -> Checkpoint:
     checkpoint = _open(source)
     found = recognise(checkpoint.state, checkpoint.name).format

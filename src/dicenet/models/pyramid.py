@@ -71,13 +71,21 @@ def build_backbone(name: str, levels: Sequence[int], **arguments: Any) -> nn.Mod
 
 @torch.no_grad()
 def check_maps(pyramid: nn.Module, name: str, picture: tuple[int, ...]) -> None:
-    """Raise ConfigError if a foreign pyramid does not take pictures of a size, or gives its maps in another order."""
+    """Raise ConfigError if a foreign pyramid does not take pictures of a size, or gives its maps in another order.
+
+    Args:
+        pyramid: gives the maps.
+        name: of the timm model.
+        picture: (channels, height, width).
+    """
     training = pyramid.training
     try:
         maps = pyramid.eval()(torch.zeros(1, *picture))
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+    except Exception as error:  # models raise anything
         size = "x".join(map(str, picture[1:]))
-        raise ConfigError(f"{name} takes no pictures of {size}: give another img_size or backbone ({error})") from error
+        raise ConfigError(
+            f"{name} takes no pictures of {size}: give another size or backbone ({_reason(error)})"
+        ) from error
     finally:
         pyramid.train(training)
     channels = cast(Any, pyramid.feature_info).channels()
@@ -165,6 +173,10 @@ class PyramidNetwork(nn.Module):
                     f"{key}={value!r} of {self.architecture} cannot be written to a file: give it by name"
                 )
         return {**self.backbone_args, "in_chans": self.in_chans}
+
+    def head_part(self) -> nn.Module:
+        """What stands on the backbone."""
+        raise NotImplementedError
 
     def head_args(self) -> dict[str, Any]:
         """The arguments that build the head, with its ``type``."""

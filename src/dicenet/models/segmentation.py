@@ -97,6 +97,10 @@ class SegmentationNetwork(PyramidNetwork):
         if img_size is not None:
             self.set_input_size(img_size)
 
+    def head_part(self) -> nn.Module:
+        """The decoder."""
+        return self.decoder
+
     def head_args(self) -> dict[str, Any]:
         """The arguments that build the decoder."""
         return {"type": "segmentation", "num_classes": self.num_classes, "channels": self.channels}

@@ -2,7 +2,9 @@
 
 import json
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -57,6 +59,14 @@ def loss_metric() -> MeanMetric:
     return MeanMetric(nan_strategy="disable")
 
 
+@contextmanager
+def asked_of_all() -> Iterator[None]:
+    """Where a metric is asked for by each process, also by one that had nothing to give to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*was called before the ``update`` method")
+        yield
+
+
 class Task(L.LightningModule):
     """Trains and judges a network.
 
@@ -105,10 +115,29 @@ class Task(L.LightningModule):
 
     # -- training
 
-    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor | None:
+    def on_train_start(self) -> None:
+        """Let processes that train together draw different augmentations, and put a resumed schedule in its place."""
+        if self.trainer.world_size > 1:
+            torch.manual_seed(torch.initial_seed() + self.global_rank)
+        plan: Any = self.lr_schedulers()
+        done = self.trainer.current_epoch * (int(self.trainer.estimated_stepping_batches) // self._epochs())
+        if plan.last_epoch != done:  # an epoch has other steps now: other data, or other processes
+            plan.last_epoch = done - 1
+            plan.step()
+
+    def on_train_end(self) -> None:
+        """Learn which pictures the other processes could not read."""
+        if self.trainer.world_size > 1:
+            found: list[dict[str, str]] = [{} for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather_object(found, self.bad_pictures)
+            for bad in found:
+                self.bad_pictures.update(bad)
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Loss of a batch. Raises TrainingError when it is no longer finite."""
         self.bad_pictures.update(batch["errors"])
         readable = "image" in batch
+        # processes that train together need a gradient from each
         loss = self.batch_loss(batch) if readable else self._nothing()
         if readable:
             self.learned |= self.has_truth(batch)
@@ -117,8 +146,7 @@ class Task(L.LightningModule):
             self.log("train_loss_step", loss, prog_bar=True)
         # by each process, also by one that could read nothing: it is summed over all at the end of the epoch
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
-        # processes that train together need a gradient from each
-        return loss if readable or self.trainer.world_size > 1 else None
+        return loss
 
     def _nothing(self) -> Tensor:
         """A loss of 0 from which every parameter gets a gradient of 0."""
@@ -147,12 +175,14 @@ class Task(L.LightningModule):
             return torch.optim.SGD(groups, o.lr, momentum=o.momentum, weight_decay=o.weight_decay)
         return torch.optim.AdamW(groups, o.lr, weight_decay=o.weight_decay)
 
+    def _epochs(self) -> int:
+        return self.trainer.max_epochs or 1
+
     def configure_optimizers(self) -> Any:
         """The optimiser, and a schedule per step."""
         o, optimizer = self.optimisation, self.make_optimizer()
         steps = int(self.trainer.estimated_stepping_batches)
-        epochs = self.trainer.max_epochs or 1
-        plan = scheduler(optimizer, o.schedule, steps, int(o.warmup * steps), epochs, o.cycled)
+        plan = scheduler(optimizer, o.schedule, steps, int(o.warmup * steps), self._epochs(), o.cycled)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plan, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from dicenet.engine.run_folder import (
     BEST,
     LAST,
     METRICS,
+    check_command,
     check_unchanged,
     default_run_folder,
     new_run_folder,
@@ -144,7 +145,12 @@ class Run:
 
 
 def taken_up(
-    function: Callable[..., Any], config: Mapping[str, Any], resume: str, out: str | None, changeable: Sequence[str]
+    task: str,
+    function: Callable[..., Any],
+    config: Mapping[str, Any],
+    resume: str,
+    out: str | None,
+    changeable: Sequence[str] = CHANGEABLE,
 ) -> dict[str, Any] | None:
     """The arguments to call ``function`` with when a run is resumed from its folder alone; None if they are complete.
 
@@ -154,10 +160,39 @@ def taken_up(
     if out is not None:
         raise ConfigError("a resumed run goes on in its own folder: leave out --out")
     folder = resumed_folder(resume)
+    check_command(folder, f"train {task}")
     if config["data"] is None:
         return {**with_changes(function, folder, config), "resume": resume}
     check_unchanged(read_config(folder), config, changeable)
     return None
+
+
+def chosen_parts(
+    dataset: Any,
+    train_split: str | None,
+    val_split: str | None,
+    val_fraction: float,
+    hold_out: Callable[[Any], tuple[Any, Any]],
+    console: Console,
+) -> tuple[Any, Any, str]:
+    """The parts to train on and to judge by, and in words what the second is. Says so if they share pictures.
+
+    Args:
+        dataset: of any task whose data has ``parts``, ``training_part`` and ``evaluation_part``.
+        train_split, val_split: names of parts, if they are given.
+        val_fraction: what is held out where there is nothing to judge by.
+        hold_out: makes two parts of one.
+        console: where words go.
+    """
+    name, train_part = dataset.training_part(train_split)
+    candidates = [val_split] if val_split else [part for part in ("val", "test") if part in dataset.parts]
+    if not candidates:
+        return *hold_out(train_part), f"{val_fraction:.0%} of {name} held out"
+    val_part = dataset.evaluation_part(candidates[0])[1]
+    shared = {sample.name for sample in train_part.samples} & {sample.name for sample in val_part.samples}
+    if shared:
+        say(console, f"{len(shared)} of the {len(val_part)} pictures to judge by are trained on too: scores flatter")
+    return train_part, val_part, f"{candidates[0]} part"
 
 
 def check_seed(seed: int) -> int:

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from dicenet.errors import ConfigError, DataError
 from dicenet.models.network import Network
-from dicenet.tasks.task import Optimisation, Task, loss_metric
+from dicenet.tasks.task import Optimisation, Task, asked_of_all, loss_metric
 
 TASK = "classify"
 
@@ -58,6 +58,7 @@ class ClassifyTask(Task):
         )
         self.confusion = MulticlassConfusionMatrix(classes)
         self.loss = loss_metric()
+        self.judged = SumMetric()
 
     def logits(self, batch: dict[str, Any]) -> Tensor:
         """Of a batch's pictures."""
@@ -75,6 +76,7 @@ class ClassifyTask(Task):
         logits, target = self.logits(batch), self.truth(batch)
         self.metrics.update(logits, target)
         self.loss.update(F.cross_entropy(logits, target, reduction="none"))
+        self.judged.update(len(logits))
         return logits
 
     def truth(self, batch: dict[str, Any]) -> Tensor:
@@ -93,15 +95,18 @@ class ClassifyTask(Task):
 
     def scores(self) -> dict[str, float]:
         """Fractions of one: top1, top5; and the mean loss. Raises DataError if no picture could be read."""
-        if not self.loss.update_called:
+        with asked_of_all():
+            found = {**self.metrics.compute(), "loss": self.loss.compute()}
+            judged = self.judged.compute()
+        if not judged:
             reason = next(iter(self.bad_pictures.values()), "there are none")
             raise DataError(f"no picture to judge by could be read: {reason}")
-        return {name: float(value) for name, value in {**self.metrics.compute(), "loss": self.loss.compute()}.items()}
+        return {name: float(value) for name, value in found.items()}
 
     def reset_scores(self) -> None:
         """Forget them."""
-        self.metrics.reset()
-        self.loss.reset()
+        for metric in (self.metrics, self.loss, self.judged):
+            metric.reset()
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """timm's, of that name."""

@@ -23,13 +23,13 @@ from dicenet.engine.fit import FitSettings
 from dicenet.errors import ConfigError, WeightsError
 from dicenet.models.loading import load
 from dicenet.models.network import Network
+from dicenet.models.pyramid import PyramidNetwork
 from dicenet.models.registry import check_model_name
-from dicenet.models.segmentation import SegmentationNetwork
 from dicenet.ops import flush_denormals
 from dicenet.tasks.arguments import default_workers, plain_arguments
 from dicenet.tasks.classify.task import TASK, ClassifyOptimisation, ClassifyTask
 from dicenet.tasks.classify.trained import same_classes
-from dicenet.tasks.training import CHANGEABLE, Judging, Run, check_seed, taken_up
+from dicenet.tasks.training import Judging, Run, check_seed, taken_up
 
 JUDGING = Judging("top1", "top-1", ("train_loss", "val_loss", "val_top1", "val_top5"))
 _DEFAULT_MODEL = "dicenet_100"
@@ -110,7 +110,7 @@ def train(
         The run folder, with best.safetensors, last.ckpt, metrics.csv, config.yaml, curves.png, TensorBoard logs.
     """
     config = plain_arguments(locals())
-    if resume is not None and (complete := taken_up(train, config, resume, out, CHANGEABLE)):
+    if resume is not None and (complete := taken_up(TASK, train, config, resume, out)):
         return train(**complete)
     if data is None:
         raise ConfigError("no data: give --data FOLDER (or --data digits)")
@@ -209,8 +209,8 @@ def _network(
         _start_small(net.get_classifier())
         return net
     loaded = load(weights)
-    # of a segmentation network the backbone is taken
-    stored = loaded.backbone_network() if isinstance(loaded, SegmentationNetwork) else loaded
+    # of networks on a feature pyramid the backbone is taken
+    stored = loaded.backbone_network() if isinstance(loaded, PyramidNetwork) else loaded
     if not isinstance(stored, Network):
         raise WeightsError(f"{weights} holds no network that classifies: its backbone is timm's {loaded.architecture}")
     if model and stored.architecture != model:

@@ -7,8 +7,9 @@ from timm.data import ImageNetInfo
 
 from dicenet.data.transforms import Preprocessing
 from dicenet.errors import WeightsError
-from dicenet.models.loading import load
+from dicenet.models.loading import check_task, load
 from dicenet.models.network import Network
+from dicenet.tasks.classify.task import TASK
 
 IMAGENET_CLASSES = 1000
 
@@ -31,12 +32,9 @@ def same_classes(net: Network, names: Sequence[str]) -> bool:
 
 def load_classifier(weights: str, img_size: int | tuple[int, int] | None) -> tuple[Network, Preprocessing]:
     """A classifier ready to be used, and how its pictures are prepared. Raises WeightsError if it has no classes."""
+    check_task(weights, TASK)
     net = load(weights)
-    if not isinstance(net, Network):
-        raise WeightsError(
-            f"{weights} is a segmentation network, not a classifier: use the command for segment, or train a "
-            "classifier from it"
-        )
+    assert isinstance(net, Network)
     if net.num_classes == 0:
         raise WeightsError(f"{weights} has no classifier")
     if img_size is not None:

@@ -1,51 +1,35 @@
 """The segmentation module: loss, metrics, optimisation."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from dicenet.data.masks import IGNORE, resized_labels
-from dicenet.errors import ConfigError, DataError
+from dicenet.errors import DataError
 from dicenet.models.segmentation import SegmentationNetwork
+from dicenet.tasks.pyramid import PyramidOptimisation, PyramidTask
 from dicenet.tasks.segment.inference import sliding_labels
 from dicenet.tasks.segment.metrics import scores
-from dicenet.tasks.task import Optimisation, Task, loss_metric
+from dicenet.tasks.task import asked_of_all, loss_metric
 
 TASK = "segment"
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentOptimisation(Optimisation):
-    """How the weights are changed; the defaults are the official code's, weight decay is on all parameters.
-
-    Attributes:
-        lr: of the backbone; the decoder's is ``lr_mult`` times that.
-        freeze_backbone: train the decoder only; the backbone's norms keep their statistics.
-        freeze_norms: keep the statistics and affine parameters of all norms. The official code means to, but goes on
-            to update the statistics.
-    """
+class SegmentOptimisation(PyramidOptimisation):
+    """How the weights are changed; the defaults are the official code's."""
 
     lr: float = 0.009
     lr_mult: float = 10.0
     weight_decay: float = 4e-5
-    schedule: str = "hybrid"
-    freeze_backbone: bool = False
-    freeze_norms: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.lr_mult <= 0:
-            raise ConfigError(f"lr_mult must be above 0, got {self.lr_mult}")
 
 
-class SegmentTask(Task):
+class SegmentTask(PyramidTask):
     """Trains and judges a segmentation network: cross-entropy without void pixels, mean IoU.
 
     Batches are those of :mod:`dicenet.data.masks`. Scores come from one confusion matrix over all pictures (and
@@ -78,31 +62,9 @@ class SegmentTask(Task):
         self.register_buffer("class_weights", weights, persistent=False)
         self.confusion = MulticlassConfusionMatrix(len(self.class_names), ignore_index=IGNORE, validate_args=False)
         self.loss = loss_metric()
-        self._freeze()
+        self.freeze()
 
     # -- training
-
-    def on_train_epoch_start(self) -> None:
-        """Set the mode of each part: Lightning keeps the one that it finds, and warns of frozen parts before this."""
-        self.train()
-
-    def _frozen_parts(self) -> list[nn.Module]:
-        frozen = list(self.net.backbone.modules()) if self.optimisation.freeze_backbone else []
-        if self.optimisation.freeze_norms:
-            frozen += [module for module in self.net.modules() if isinstance(module, NORMS)]
-        return frozen
-
-    def _freeze(self) -> None:
-        for part in self._frozen_parts():
-            for parameter in part.parameters(recurse=False):  # timm's norms may hold an activation that learns
-                parameter.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "SegmentTask":
-        """Training mode for all but the frozen parts."""
-        super().train(mode)
-        for part in self._frozen_parts():
-            part.eval()
-        return self
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Mean over the pixels that are not void, weighted by class; 0 where there are none."""
@@ -118,13 +80,6 @@ class SegmentTask(Task):
     def has_truth(self, batch: dict[str, Any]) -> bool:
         """Whether a pixel is not void."""
         return bool((batch["target"] != IGNORE).any())
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """The backbone, and the decoder at a higher rate; what is frozen is left out."""
-        o = self.optimisation
-        parts = ((self.net.backbone, o.lr), (self.net.decoder, o.lr * o.lr_mult))
-        groups = [{"params": [p for p in part.parameters() if p.requires_grad], "lr": rate} for part, rate in parts]
-        return [group for group in groups if group["params"]]
 
     # -- judging
 
@@ -160,9 +115,7 @@ class SegmentTask(Task):
 
     def all_scores(self) -> dict[str, Any]:
         """What :func:`dicenet.tasks.segment.metrics.scores` gives. Raises DataError if there is nothing to judge by."""
-        with warnings.catch_warnings():
-            # each process must ask for the sum over all, also one that could read none of its pictures
-            warnings.filterwarnings("ignore", message=r".*was called before the ``update`` method")
+        with asked_of_all():
             confusion = self.confusion.compute().reshape(len(self.class_names), -1)  # of one class it is a number
         if not confusion.any():
             reason = next(iter(self.bad_pictures.values()), "all is void")
@@ -170,13 +123,8 @@ class SegmentTask(Task):
         return scores(confusion)
 
     def scores(self) -> dict[str, float]:
-        """Fractions of one: mean_iou, pixel_accuracy; the mean loss. Raises DataError if there is one class only."""
+        """Fractions of one: mean_iou, pixel_accuracy; the mean loss. DataError if there is nothing to judge by."""
         found = self.all_scores()
-        present = [name for name, iou in zip(self.class_names, found["iou_per_class"], strict=True) if iou is not None]
-        if len(present) == 1 and len(self.class_names) > 1:
-            raise DataError(
-                f"the masks to judge by hold one class only, {present[0]} (255 is void): a mask's pixels must be the "
-                "numbers of their classes, from 0 on"
-            )
-        result = {key: float(found[key]) for key in ("mean_iou", "pixel_accuracy")}
-        return result | {"loss": float(self.loss.compute())}
+        with asked_of_all():
+            loss = float(self.loss.compute())
+        return {key: float(found[key]) for key in ("mean_iou", "pixel_accuracy")} | {"loss": loss}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -21,11 +22,12 @@ from dicenet.engine.fit import FitSettings
 from dicenet.errors import ConfigError, DataError
 from dicenet.models.loading import load
 from dicenet.models.network import pair
+from dicenet.models.pyramid import check_maps
 from dicenet.models.segmentation import DEFAULT_IMG_SIZE, SegmentationNetwork, create_segmentation_model
 from dicenet.ops import flush_denormals
 from dicenet.tasks.arguments import default_workers, plain_arguments
 from dicenet.tasks.segment.task import TASK, SegmentOptimisation, SegmentTask
-from dicenet.tasks.training import CHANGEABLE, Judging, Run, check_seed, taken_up
+from dicenet.tasks.training import CHANGEABLE, Judging, Run, check_seed, chosen_parts, taken_up
 
 JUDGING = Judging("mean_iou", "mean IoU", ("train_loss", "val_loss", "val_mean_iou", "val_pixel_accuracy"))
 CLASS_WEIGHTS = ("none", "dataset", "inverse-log")
@@ -109,7 +111,7 @@ def train(
         warmup: part of the run in which the learning rate rises.
         cycled: epochs in which hybrid cycles; 61 % of all if not given.
         class_weights: none, dataset (those that the set brings along: Cityscapes, CamVid), or inverse-log (of the
-            shares of the classes in the training masks).
+            shares of the classes in the training masks, without COCO's).
         class_weight_power: exponent of the class weights; below 1 they are milder.
         freeze_backbone: train the decoder only.
         freeze_norms: keep all norms as they are.
@@ -132,7 +134,7 @@ def train(
         The run folder, with best.safetensors, last.ckpt, metrics.csv, config.yaml, curves.png, TensorBoard logs.
     """
     config = plain_arguments(locals())
-    if resume is not None and (complete := taken_up(train, config, resume, out, (*CHANGEABLE, "coco"))):
+    if resume is not None and (complete := taken_up(TASK, train, config, resume, out, (*CHANGEABLE, "coco"))):
         return train(**complete)
     if data is None:
         raise ConfigError("no data: give --data FOLDER")
@@ -156,7 +158,15 @@ def train(
     run = Run(TASK, config, JUDGING, settings, out, resume)
 
     dataset = open_segmentation_data(data, ignore_id)
-    train_part, val_part, judged_on = _parts(dataset, train_split, val_split, val_fraction, seed)
+    train_part, val_part, judged_on = chosen_parts(
+        dataset,
+        train_split,
+        val_split,
+        val_fraction,
+        lambda part: hold_out(part, val_fraction, seed),
+        run.console,
+    )
+    _check_masks(train_part)
     loss_weights = _class_weights(dataset, train_part, class_weights, class_weight_power, run.console)
     if coco is not None:
         added = read_coco_as_voc(coco, dataset.class_names)
@@ -166,6 +176,9 @@ def train(
         net = _network(model, weights, pretrained, dataset.class_names, img_size, decoder_channels, run.console)
     preprocessing = Preprocessing.of(net.pretrained_cfg)
     crop = preprocessing.input_size if crop_size is None else pair(crop_size, "crop_size")
+    if net.backbone_network() is None:  # others may take some sizes only
+        for size in {crop, preprocessing.input_size}:
+            check_maps(net.backbone, net.architecture, (net.in_chans, *size))
     augmentation = MaskAugmentation(crop, min_scale, max_scale, hflip, color)
     # the seed moves on with the epochs, so that a resumed run does not see its first orders again
     loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed + finished)
@@ -180,15 +193,21 @@ def train(
     )
 
 
-def _parts(
-    dataset: SegmentationData, train_split: str | None, val_split: str | None, val_fraction: float, seed: int
-) -> tuple[MaskedPictures, MaskedPictures, str]:
-    """The parts to train on and to judge by, and in words what the second is."""
-    name, train_part = dataset.training_part(train_split)
-    candidates = [val_split] if val_split else [part for part in ("val", "test") if part in dataset.parts]
-    if candidates:
-        return train_part, dataset.evaluation_part(candidates[0])[1], f"{candidates[0]} part"
-    return *hold_out(train_part, val_fraction, seed), f"{val_fraction:.0%} of {name} held out"
+def _check_masks(part: MaskedPictures) -> None:
+    """Raise DataError if all masks hold one class only, the commonest fault of masks; ends at the second class."""
+    seen: set[int] = set()
+    for sample in part.samples:
+        try:
+            seen |= set(np.unique(sample.read_mask()).tolist()) - {IGNORE}
+        except DataError:
+            continue  # named when it is used
+        if len(seen) > 1 or len(part.class_names) == 1:
+            return
+    if seen:
+        raise DataError(
+            f"the masks to train on hold one class only, {part.class_names[seen.pop()]} (255 is void): a mask's pixels "
+            "must be the numbers of their classes, from 0 on"
+        )
 
 
 def _network(

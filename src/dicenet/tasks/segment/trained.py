@@ -8,9 +8,10 @@ from torchvision.transforms import v2
 from dicenet.data.masks import MOST_CLASSES, resized_labels
 from dicenet.data.transforms import Preprocessing, evaluation_transform, to_tensor
 from dicenet.errors import ConfigError, WeightsError
-from dicenet.models.loading import load
+from dicenet.models.loading import check_task, load
 from dicenet.models.segmentation import SegmentationNetwork
 from dicenet.tasks.segment.inference import sliding_labels
+from dicenet.tasks.segment.task import TASK
 
 
 def class_names_of(net: SegmentationNetwork) -> list[str]:
@@ -25,9 +26,9 @@ def load_segmenter(weights: str, img_size: int | tuple[int, int] | None) -> tupl
         WeightsError: the weights are of another network.
         ConfigError: neither the weights nor ``img_size`` say for which size of pictures they are.
     """
+    check_task(weights, TASK)
     net = load(weights)
-    if not isinstance(net, SegmentationNetwork):
-        raise WeightsError(f"{weights} is a classifier, not a segmentation network: train one from it first")
+    assert isinstance(net, SegmentationNetwork)
     if net.num_classes > MOST_CLASSES:
         raise WeightsError(f"{weights} has {net.num_classes} classes: masks can tell {MOST_CLASSES} apart")
     if img_size is not None:
