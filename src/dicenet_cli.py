@@ -5,7 +5,7 @@ It lies outside the package because importing the package imports torch, which t
 
 import sys
 
-TASKS = ("classify", "segment")
+TASKS = ("classify", "segment", "detect")
 BENCHMARKS = ("latency", "training")
 PAPER = ("1", "2", "3", "4", "5", "claims", "figure2", "figure4", "figure8")
 #: How the help calls the word behind a verb, and what messages call it, by what it may be.

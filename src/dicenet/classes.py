@@ -23,6 +23,8 @@ VOC = (
     "train",
     "tvmonitor",
 )
+#: VOC's classes of objects: in detection the background is none.
+VOC_OBJECTS = VOC[1:]
 #: Cityscapes' train ids; the official networks have the background as one class more, which is in no mask.
 CITYSCAPES = (
     "road",

@@ -263,8 +263,10 @@ def test_damaged_detectors(official):
         dicenet.load(without, img_size=300)
 
 
-@pytest.mark.parametrize("side", [300, 512])
-@pytest.mark.parametrize(("backbone", "head"), FORMS)
+@pytest.mark.parametrize("side", [300, pytest.param(512, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("backbone", "head"), [FORMS[0], *(pytest.param(*form, marks=pytest.mark.slow) for form in FORMS[1:])]
+)
 def test_export(backbone, head, side):
     net = detector(backbone, head=head, img_size=side)
     x = random_picture(side, side)

@@ -1,6 +1,10 @@
 """``dicenet evaluate TASK``."""
 
 from dicenet.cli.run import Command
-from dicenet.tasks import classify, segment
+from dicenet.tasks import classify, detect, segment
 
-COMMANDS = {"classify": Command(classify.evaluate), "segment": Command(segment.evaluate)}
+COMMANDS = {
+    "classify": Command(classify.evaluate),
+    "segment": Command(segment.evaluate),
+    "detect": Command(detect.evaluate),
+}

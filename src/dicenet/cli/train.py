@@ -1,9 +1,10 @@
 """``dicenet train TASK``."""
 
 from dicenet.cli.run import Command
-from dicenet.tasks import classify, segment
+from dicenet.tasks import classify, detect, segment
 
 COMMANDS = {
     "classify": Command(classify.train, resumable=True),
     "segment": Command(segment.train, resumable=True),
+    "detect": Command(detect.train, resumable=True),
 }

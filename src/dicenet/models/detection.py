@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from dicenet.classes import VOC
+from dicenet.classes import VOC_OBJECTS
 from dicenet.errors import ConfigError
 from dicenet.models.detection_heads import HEADS, SSDHead
 from dicenet.models.network import ImgSize, pair
@@ -17,8 +17,6 @@ from dicenet.models.registry import ROWS
 
 DEFAULT_IMG_SIZE = 300
 DEFAULT_HEAD = "espnet"
-#: PASCAL VOC's classes of objects.
-VOC_OBJECTS = VOC[1:]
 #: Most candidates of a class that non-maximum suppression sees, as in torchvision.
 CANDIDATES = 400
 #: Channels of the layer behind the last block, which SSDLite begins from, by the start of a timm model's name.
@@ -76,6 +74,7 @@ class DetectionNetwork(PyramidNetwork):
         num_classes: without the background.
         prior_settings: sizes and shapes of the priors.
         priors: (priors, 4) centre and size as parts of the picture, for ``input_size``.
+        map_sizes: (height, width) of the maps that they lie on.
 
     The others are those of :class:`dicenet.models.pyramid.PyramidNetwork`.
     """
@@ -120,10 +119,15 @@ class DetectionNetwork(PyramidNetwork):
 
     def set_input_size(self, img_size: ImgSize) -> None:
         """Change the size that pictures must be resized to, and with it the priors."""
-        size = pair(img_size)
-        priors = prior_boxes(self.prior_settings, size, self._map_sizes(size), HEADS[self.head_type].first_level)
-        super().set_input_size(size)
-        self.priors = priors.to(self.priors.device)
+        super().set_input_size(img_size)
+        assert self.input_size is not None
+        self.map_sizes = self._map_sizes(self.input_size)
+        self.priors = self.priors_of(self.prior_settings).to(self.priors.device)
+
+    def priors_of(self, settings: PriorSettings) -> Tensor:
+        """The priors (priors, 4) that the network would have with other sizes of them."""
+        assert self.input_size is not None
+        return prior_boxes(settings, self.input_size, self.map_sizes, HEADS[self.head_type].first_level)
 
     @torch.no_grad()
     def _map_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -145,8 +149,11 @@ class DetectionNetwork(PyramidNetwork):
         if settings.per_position() != self.prior_settings.per_position():
             raise ConfigError("another number of priors at a position needs another network")
         self.prior_settings = settings
-        assert self.input_size is not None
-        self.set_input_size(self.input_size)
+        self.priors = self.priors_of(settings).to(self.priors.device)
+
+    def head_part(self) -> nn.Module:
+        """The extra layers and the predictors."""
+        return self.head
 
     def head_args(self) -> dict[str, Any]:
         """The arguments that build the head."""

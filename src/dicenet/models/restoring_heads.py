@@ -6,12 +6,11 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from dicenet.classes import CITYSCAPES, VOC, coco_objects
+from dicenet.classes import CITYSCAPES, VOC, VOC_OBJECTS, coco_objects
 from dicenet.errors import WeightsError
 from dicenet.models.detection import (
     DEFAULT_HEAD,
     DEFAULT_IMG_SIZE,
-    VOC_OBJECTS,
     DetectionNetwork,
     check_head,
     detection_backbone,

@@ -1,13 +1,29 @@
-"""Plots of detections."""
+"""Detections drawn: curves of precision and recall, boxes in pictures."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
 
 from dicenet.tasks.detect.metrics import Curve
+from dicenet.tasks.drawing import fitted, font, shortened
 
 _NAMED = 20
+#: Of the classes in turn, dark enough for white words.
+_COLORS = (
+    (220, 38, 38),
+    (37, 99, 235),
+    (21, 128, 61),
+    (147, 51, 234),
+    (194, 65, 12),
+    (14, 116, 144),
+    (190, 24, 93),
+    (77, 124, 15),
+    (67, 56, 202),
+    (120, 53, 15),
+)
 
 
 def precision_recall_plot(curves: Sequence[Curve | None], class_names: Sequence[str]) -> Figure:
@@ -41,3 +57,54 @@ def precision_recall_plot(curves: Sequence[Curve | None], class_names: Sequence[
         for text in legend.get_texts():
             text.set_parse_math(False)
     return figure
+
+
+def with_boxes(
+    picture: Image.Image, boxes: Any, labels: Sequence[int], captions: Sequence[str], side: int = 640
+) -> Image.Image:
+    """A picture, its longer side at least ``side`` pixels, with boxes in the colours of their classes.
+
+    Args:
+        picture: as it was.
+        boxes: (n, 4) corners in its pixels.
+        labels: (n,) classes.
+        captions: of each box.
+        side: in pixels.
+    """
+    scale = max(1.0, side / max(picture.size))
+    size = round(picture.width * scale), round(picture.height * scale)
+    drawn = picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(drawn)
+    height = 14 + round(max(drawn.size) / 320)
+    for box, label, caption in reversed(list(zip(boxes, labels, captions, strict=True))):  # the surest on top
+        left, top, right, bottom = (float(edge) * scale for edge in box)
+        color = _COLORS[label % len(_COLORS)]
+        draw.rectangle((left, top, right, bottom), outline=color, width=max(2, round(max(drawn.size) / 320)))
+        width = font(height - 4).getlength(caption) + 6
+        x = max(0.0, min(left, drawn.width - width))
+        y = top - height if top >= height else top
+        draw.rectangle((x, y, x + width, y + height), fill=color)
+        draw.text((x + 3, y), caption, "white", font(height - 4))
+    return drawn
+
+
+def detection_sheet(rows: Sequence[tuple[str, Image.Image, Image.Image]], side: int = 360) -> Image.Image:
+    """Rows of two pictures: one with the true boxes, one with those that were found.
+
+    Args:
+        rows: name, and the two pictures.
+        side: of the longer side of each picture, in pixels.
+    """
+    caption, gap = 18, 6
+    tiles = [(name, [fitted(picture, side) for picture in pair]) for name, *pair in rows]
+    height = sum(max(image.height for image in images) + caption + gap for _, images in tiles)
+    sheet = Image.new("RGB", (2 * (side + gap), max(1, height)), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = 0
+    for name, images in tiles:
+        for column, (image, what) in enumerate(zip(images, (f"{name}: truth", "prediction"), strict=True)):
+            left = column * (side + gap)
+            draw.text((left + 2, top + 2), shortened(what, side - 4, 12), "black", font(12))
+            sheet.paste(image, (left, top + caption))
+        top += max(image.height for image in images) + caption + gap
+    return sheet
