@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import dicenet
-from dicenet.analysis.paper import figure8, figures
+from dicenet.analysis.count import count
+from dicenet.analysis.paper import claims, figure8, figures, table6
 from dicenet.analysis.paper.claims import CLAIMS, claim_rows
 from dicenet.analysis.paper.entries import TABLES, TOLERANCE, Entry, Source, build
 from dicenet.analysis.paper.memory import map_memory
@@ -95,6 +96,58 @@ def test_every_source_says_what_it_builds():
                     assert net.choices[name] == value
 
 
+#: Multiply-adds (B) and parameters (M) that were counted elsewhere, on VOC at 300 and 512, then on COCO (SSDLite: 320).
+DETECTORS = {
+    ("torchvision: vgg16", "ssd"): ([31.37, 90.23, 34.36, 98.67], [26.3, 27.2, 34.3, 36.0]),
+    ("mobilenetv1_100", "ssdlite"): ([1.361], [5.23]),
+    ("mobilenetv2_100", "ssdlite"): ([0.848], [4.48]),
+    ("mobilenetv3_large_100", "ssdlite"): ([0.667], [5.03]),
+    ("mnasnet_100", "ssdlite"): ([0.875], [5.36]),
+    ("semnasnet_100", "ssdlite"): ([0.890], [4.92]),
+    ("mixnet_s", "ssdlite"): ([0.771], [5.14]),
+    ("espnetv2_200", "espnet"): ([0.9136, 2.5205, 1.1651, 3.2190], [4.75, 4.75, 5.81, 5.81]),
+    ("dicenet_200", "espnet"): ([0.744, 2.028, 0.976, 2.672], [4.66, 4.66, 5.60, 5.60]),
+    ("dicenet_240", "lite"): ([0.709, 1.917, 0.926, 2.519], [4.51, 4.51, 5.39, 5.39]),
+    ("dicenet_240", "espnet"): ([0.930, 2.536, 1.193, 3.268], [5.75, 5.75, 6.77, 6.77]),
+}
+
+
+def test_table_6():
+    rows = table6.table_6_rows()
+    assert unexplained(rows) == []
+    assert len(rows) == sum(len(macs) for macs, _ in DETECTORS.values())
+    for (network, head), (macs, parameters) in DETECTORS.items():
+        own = [row for row in rows if (row["network"], row["head"]) == (network, head)]
+        assert [row["gmacs"] for row in own] == pytest.approx(macs, rel=1e-3)
+        assert [row["parameters"] for row in own] == pytest.approx(parameters, rel=5e-3)
+        cases = [("VOC", 300), ("VOC", 512), ("COCO", 300), ("COCO", 512)] if len(own) == 4 else [("COCO", 320)]
+        assert [(row["data"], row["input"]) for row in own] == cases
+    reasons = {row["network"]: row["note"] for row in rows if abs(row["deviation"]) > 0.05}
+    assert reasons.pop("mixnet_s").startswith("not reproduced")
+    assert reasons.pop("dicenet_240") == "the text's base: not the table's network"
+    assert set(reasons.values()) == {"the paper truncates"}
+
+
+def test_table_6_says_whose_its_map_is():
+    known = [row for row in table6.table_6_rows() if row["published_map"] is not None]
+    assert [(row["backbone"], row["published_map"]) for row in known if row["map_of"] == "the paper"] == [
+        ("MobileNetV3-Large", 22.0),
+        ("MixNet-S", 22.3),
+    ]
+    theirs = {(row["data"], row["input"]): row["published_map"] for row in known if row["backbone"] == "ESPNetv2"}
+    assert theirs == {("VOC", 300): 70.27, ("VOC", 512): 75.01, ("COCO", 300): 20.80, ("COCO", 512): 24.54}
+    assert len(known) == 6
+
+
+def test_detectors_are_counted_whole():
+    """Backbone and head one after the other cost what the network costs; VGG's is torchvision's network."""
+    net = dicenet.create_detection_model("dicenet_020", 5, head="lite")
+    assert table6.detector_cost("dicenet_020", "lite", 300, 6) == count(net, (3, 300, 300))
+    with torch.device("meta"):
+        vgg = torchvision.models.detection.ssd300_vgg16(weights=None, weights_backbone=None, num_classes=21)
+    assert table6.detector_cost(table6.VGG, "ssd", 300, 21).parameters == sum(p.numel() for p in vgg.parameters())
+
+
 def test_shares_are_all_multiply_adds():
     for net in (timm.create_model("dicenet_020"), torchvision.models.mobilenet_v2()):
         parts = shares(net, (3, 224, 224))
@@ -154,6 +207,17 @@ def test_claims():
     # 3 D^2 against 12 D + D^2 / (2 H W): the excitation's share is small where maps are large
     assert found == "6, 35, 63, 66, 94 times in the units of dicenet_240, of 24, 139, 254, 278, 556 channels"
     assert verdict == "understated"
+    found, verdict = verdicts["45 times fewer FLOPs than VGG's SSD on VOC, 38 times on COCO"]
+    # 31.3 / 0.7, 90.2 / 2.0, 35.2 / 0.9, 99.5 / 2.6; then 31.37 / 0.744, 90.23 / 2.028, 34.36 / 0.976, 98.67 / 2.672
+    assert "VOC 44.7, 45.1, COCO 39.1, 38.3 from its own figures; VOC 42.1, 44.5, COCO 35.2, 36.9 counted" in found
+    assert verdict == "only by its own figures"
+    found, verdict = verdicts["the smaller pictures of ESPNetv2 are 256x256"]
+    assert found == "VOC and COCO at 256x256 0.63, 0.80 B; 300x300 0.91, 1.17 B; the table 0.9, 1.1 B"
+    assert verdict == "fits 300x300"
+    found, verdict = verdicts["the base of DiCENet's detector is the 298 M network"]
+    assert "dicenet_240 (298 M) 0.93, 2.54, 1.19, 3.27 B, dicenet_200 (236 M) 0.74, 2.03, 0.98, 2.67 B" in found
+    assert verdict == "the table fits the 236 M network"
+    assert verdicts["3 points of mAP over MobileNetV3 and MixNet on COCO"][0].startswith("3.1, 2.8 points over")
     held = {claim for claim, (_, verdict) in verdicts.items() if verdict == "holds"}
     assert held == {
         "point-wise convolutions are about 90 % of MobileNetV2 and ShuffleNetV2",
@@ -162,6 +226,7 @@ def test_claims():
         "R3 and R6 need more memory",
         "6.1, 3.2, 1.1 points over MNASNet, FBNet, MobileNetV3 at 70 M",
         "1.7 points over MNASNet, 4 over MobileNetV2 at 300 M",
+        "3 points of mAP over MobileNetV3 and MixNet on COCO",
     }
 
 
@@ -176,6 +241,21 @@ def test_verdicts_follow_the_counts(monkeypatch):
     assert rows["DiCE units save 15 to 20 %"]["counted"].startswith("16.9%, 19.2%")
     assert rows["DiCE units save 15 to 20 %"]["verdict"] == "holds"
     assert "DiCENet 297 M and 297 M" in rows["the same networks cost the same in all tables"]["counted"]
+
+
+def test_verdicts_on_table_6_follow_its_figures(monkeypatch):
+    def changed(detector):
+        if detector.network == "espnetv2_200":
+            return detector._replace(paper={**detector.paper, ("VOC", 300): 0.6, ("COCO", 300): 0.8})
+        if detector.backbone == "DiCENet":
+            cases = dict(zip(detector.paper, (0.9, 2.5, 1.1, 3.2), strict=True))
+            return detector._replace(paper=cases)
+        return detector
+
+    monkeypatch.setattr(claims, "DETECTORS", tuple(map(changed, table6.DETECTORS)))
+    monkeypatch.setattr(claims, "DICENET_MAP", 24.0)
+    rows = claim_rows(c for c in CLAIMS if c.where in ("Table 6", "Section 7.1"))
+    assert [row["verdict"] for row in rows] == ["does not hold", "does not hold", "holds", "holds"]
 
 
 def parts_of(block):
@@ -286,10 +366,32 @@ def test_figure_8_has_the_published_table(shared, tmp_path, monkeypatch):
     assert [float(row["macs"]) for row in written] == [row["macs"] for row in rows]
 
 
+def test_table_6_and_figure_1b_command(tmp_path, capsys):
+    assert main(["tables", "6", "--format", "markdown"]) == 0
+    text = capsys.readouterr().out
+    assert "| DiCENet | dicenet_200 | espnet | 300 | VOC | 21 | 0.744 | 0.7 | +6.4% | 4.665 |  |  | the paper" in text
+    assert "dicenet_200, the 236 M network" in text
+    for name in ("6.csv", "6.json", "figure1b.png", "figure1b.csv"):
+        assert main(["tables", name.split(".")[0], "--out", str(tmp_path / name)]) == 0
+    assert json.loads((tmp_path / "6.json").read_text()) == table6.table_6_rows()
+    header = "backbone,network,head,input,data,scores,gmacs,paper_gmacs,deviation,parameters,published_map,map_of,note"
+    assert (tmp_path / "6.csv").read_text().splitlines()[0] == header
+    with Image.open(tmp_path / "figure1b.png") as picture:
+        assert min(picture.size) > 300
+    *rows, dicenet_row = csv.DictReader((tmp_path / "figure1b.csv").open())
+    assert [float(row["gmacs"]) for row in rows] == [
+        row["gmacs"] for row in table6.table_6_rows() if row["data"] == "COCO"
+    ]
+    assert (dicenet_row["backbone"], dicenet_row["gmacs"], dicenet_row["published_map"]) == ("DiCENet", "", "25.1")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["6"], "unknown table '6' for tables: choose one of 1, 2, 3, 4, 5, claims, figure2, figure4, figure8"),
+        (
+            ["7"],
+            "unknown table '7' for tables: choose one of 1, 2, 3, 4, 5, 6, claims, figure1b, figure2, figure4, fig",
+        ),
         (["1", "--format", "xml"], "--format xml is unknown: choose one of terminal, markdown, csv, json"),
         (["2", "--out", "{taken}"], "exists: name a new file"),
         (["claims", "--out", "{taken}"], "exists: name a new file"),

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -31,6 +31,14 @@ def count(model: nn.Module, input_size: Sequence[int]) -> Cost:
 
 def _count(model: nn.Module, input_size: Sequence[int]) -> Cost:
     """The same for a model without memory that nobody else needs."""
+    return count_with_results(model, torch.empty(1, *input_size, device="meta"))[0]
+
+
+def count_with_results(model: nn.Module, given: Any) -> tuple[Cost, Any]:
+    """Cost of a model without memory (on "meta") for what it is given, and what it gives, without memory too.
+
+    So the parts of a network can be counted one by one.
+    """
     model.eval()
     biased_outputs = 0
 
@@ -38,14 +46,15 @@ def _count(model: nn.Module, input_size: Sequence[int]) -> Cost:
         nonlocal biased_outputs
         biased_outputs += output.numel()
 
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.bias is not None:
-            module.register_forward_hook(add_outputs)
+    biased = [module for module in model.modules() if isinstance(module, nn.Conv2d) and module.bias is not None]
+    hooks = [module.register_forward_hook(add_outputs) for module in biased]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.empty(1, *input_size, device="meta"))
+        result = model(given)
+    for hook in hooks:
+        hook.remove()
     macs = counter.get_total_flops() // 2
     parameters = sum(p.numel() for p in model.parameters())
-    return Cost(parameters, macs, macs + biased_outputs / 2)
+    return Cost(parameters, macs, macs + biased_outputs / 2), result
 
 
 def count_model(name: str, **model_args: object) -> Cost:

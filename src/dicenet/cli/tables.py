@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
-from dicenet.analysis.paper import claims, figure8, figures
+from dicenet.analysis.paper import claims, figure8, figures, table6
 from dicenet.analysis.paper.entries import TABLES
 from dicenet.analysis.paper.tables import FORMATS, table_rows, write
 from dicenet.cli.run import Command
@@ -44,7 +44,7 @@ def _show(rows: list[dict[str, Any]], title: str, note: str, form: str, out: str
         write_bytes(Path(out), text.encode())
 
 
-def _table(number: int) -> Callable[..., None]:
+def _table(title: str, note: str, rows: Callable[[], list[dict[str, Any]]]) -> Callable[..., None]:
     def table(format: str | None = None, out: str | None = None) -> None:
         """Count the networks of a table of the paper, beside the paper's figures.
 
@@ -53,10 +53,15 @@ def _table(number: int) -> Callable[..., None]:
             out: file to write, which must not exist; the terminal if not given.
         """
         form = _chosen_format(format, out)
-        rows = table_rows(number, _counting)
-        _show(rows, f"Table {number}. {TABLES[number].title}", TABLES[number].note, form, out)
+        _show(rows(), title, note, form, out)
 
     return table
+
+
+def _numbered(number: int) -> Callable[..., None]:
+    """Of Tables 1 to 5, which have one form."""
+    table = TABLES[number]
+    return _table(f"Table {number}. {table.title}", table.note, lambda: table_rows(number, _counting))
 
 
 def _claims(format: str | None = None, out: str | None = None) -> None:
@@ -109,6 +114,13 @@ def _figure4(out: str) -> None:
 
 
 _FIGURES = {
+    "figure1b": _figure(
+        "Draw mAP on MS COCO against multiply-adds (Figure 1b)",
+        table6.FIGURE_TITLE,
+        table6.FIGURE_NOTE,
+        lambda: table6.figure_1b_rows(_counting),
+        table6.figure_1b,
+    ),
     "figure2": _figure(
         "Draw where the multiply-adds of networks are (Figure 2)",
         "Figure 2. Multiply-adds (M) by kind of layer",
@@ -126,7 +138,8 @@ _FIGURES = {
 }
 
 COMMANDS = {
-    **{str(number): Command(_table(number)) for number in TABLES},
+    **{str(number): Command(_numbered(number)) for number in TABLES},
+    "6": Command(_table(table6.TITLE, table6.NOTE, lambda: table6.table_6_rows(_counting))),
     "claims": Command(_claims),
     "figure4": Command(_figure4),
     **{name: Command(figure) for name, figure in _FIGURES.items()},

@@ -1,6 +1,6 @@
 """Claims of the paper that can be recomputed: what it says, what is counted here, and a verdict."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from torch import nn
 from dicenet.analysis.count import count
 from dicenet.analysis.paper.entries import TABLES, TOLERANCE, Entry, Source
 from dicenet.analysis.paper.shares import shares
+from dicenet.analysis.paper.table6 import DETECTORS, DICENET_MAP, SCORES, VGG, gmacs
 from dicenet.analysis.paper.tables import counted
 from dicenet.layers import DiCEUnit, DimConv
 from dicenet.models.figure4 import STEM_CHANNELS
@@ -214,6 +215,82 @@ def _needs_fewer_channels() -> tuple[str, str]:
     )
 
 
+# -- Table 6
+
+_Net = tuple[str, str]
+#: The DiCENet that fits the table, the one that the text names, and what the paper compares: network and head.
+_FITTING: _Net = ("dicenet_200", "espnet")
+_NAMED: _Net = ("dicenet_240", "espnet")
+_VGG: _Net = (VGG, "ssd")
+_ESPNET: _Net = ("espnetv2_200", "espnet")
+
+
+def _in_table_6(net: _Net) -> dict[tuple[str, int], float]:
+    """The paper's billions of multiply-adds: on VOC at 300 and 512, then on COCO."""
+    return dict(next(d.paper for d in DETECTORS if (d.network, d.head) == net))
+
+
+def _detector_gmacs(net: _Net) -> list[float]:
+    """The same, counted."""
+    return [gmacs(*net, side, SCORES[data]) for data, side in _in_table_6(net)]
+
+
+def _ratios(more: Iterable[float], fewer: Iterable[float]) -> list[float]:
+    return [one / other for one, other in zip(more, fewer, strict=True)]
+
+
+def _claimed_of_vgg(ratios: Sequence[float]) -> bool:
+    """Whether 45 on VOC and 38 on COCO are those of one of the sizes."""
+    whole = [round(ratio) for ratio in ratios]
+    return 45 in whole[:2] and 38 in whole[2:]
+
+
+def _fewer_than_vgg() -> tuple[str, str]:
+    paper = _ratios(_in_table_6(_VGG).values(), _in_table_6(_FITTING).values())
+    ours = _ratios(_detector_gmacs(_VGG), _detector_gmacs(_FITTING))
+    texts = ["VOC {:.1f}, {:.1f}, COCO {:.1f}, {:.1f}".format(*ratios) for ratios in (paper, ours)]
+    return (
+        f"at 300 and 512: {texts[0]} from its own figures; {texts[1]} counted, with dicenet_200",
+        _verdict(_claimed_of_vgg(ours), "only by its own figures" if _claimed_of_vgg(paper) else "does not hold"),
+    )
+
+
+def _billions(values: Iterable[float], digits: int) -> str:
+    return ", ".join(f"{value:.{digits}f}" for value in values) + " B"
+
+
+def _cut_off(values: Iterable[float]) -> list[float]:
+    """Without what stands behind the first digit, as the paper prints them."""
+    return [int(10 * value) / 10 for value in values]
+
+
+def _detector_base() -> tuple[str, str]:
+    paper, named, fitting = [*_in_table_6(_NAMED).values()], _detector_gmacs(_NAMED), _detector_gmacs(_FITTING)
+    fits = "the table fits the 236 M network" if _cut_off(fitting) == paper else "fits neither"
+    return (
+        f"with ESPNetv2's detector dicenet_240 (298 M) {_billions(named, 2)}, dicenet_200 (236 M) "
+        f"{_billions(fitting, 2)}; the table {_billions(paper, 1)}",
+        _verdict(_cut_off(named) == paper, fits),
+    )
+
+
+def _small_pictures() -> tuple[str, str]:
+    paper = [_in_table_6(_ESPNET)[data, 300] for data in SCORES]
+    found = {side: [gmacs(*_ESPNET, side, scores) for scores in SCORES.values()] for side in (256, 300)}
+    text = "; ".join(f"{side}x{side} {_billions(values, 2)}" for side, values in found.items())
+    fits = "fits 300x300" if _cut_off(found[300]) == paper else "fits neither"
+    return f"VOC and COCO at {text}; the table {_billions(paper, 1)}", _verdict(_cut_off(found[256]) == paper, fits)
+
+
+def _over_others() -> tuple[str, str]:
+    others = {d.backbone: d.paper_map for d in DETECTORS if d.paper_map is not None}
+    found = [round(DICENET_MAP - value, 1) for value in others.values()]
+    return (
+        f"{', '.join(f'{f:g}' for f in found)} points over {', '.join(others)}, from the paper's own figures",
+        _verdict(all(round(f) == 3 for f in found)),
+    )
+
+
 CLAIMS = (
     Claim("Figure 2", "point-wise convolutions are about 90 % of MobileNetV2 and ShuffleNetV2", _point_wise),
     Claim("Section 3.2", "DimFuse costs HWD(3 + n^2 + D)", _fusion_formula),
@@ -228,6 +305,10 @@ CLAIMS = (
     Claim("Table 3", "R3 and R6 need more memory", _maps),
     Claim("Table 4", "6.1, 3.2, 1.1 points over MNASNet, FBNet, MobileNetV3 at 70 M", _at_70),
     Claim("Table 4", "1.7 points over MNASNet, 4 over MobileNetV2 at 300 M", _at_300),
+    Claim("Table 6", "45 times fewer FLOPs than VGG's SSD on VOC, 38 times on COCO", _fewer_than_vgg),
+    Claim("Table 6", "3 points of mAP over MobileNetV3 and MixNet on COCO", _over_others),
+    Claim("Table 6", "the smaller pictures of ESPNetv2 are 256x256", _small_pictures),
+    Claim("Section 7.1", "the base of DiCENet's detector is the 298 M network", _detector_base),
     Claim("Tables 1, 4, 5", "the same networks cost the same in all tables", _same_networks),
 )
 

@@ -31,8 +31,12 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "measured": ("measured here", str),
     "note": ("note", str),
 }
-#: The same of columns that only figures have.
-_OF_FIGURES: dict[str, tuple[str, Callable[[Any], str]]] = {
+#: The same of columns that only Table 6 and figures have.
+_ELSEWHERE: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "gmacs": ("MACs (B)", "{:.3f}".format),
+    "paper_gmacs": ("paper (B)", "{:.1f}".format),
+    "published_map": ("published mAP (%)", str),
+    "map_of": ("whose mAP", str),
     "published_mean_iou": ("published mean IoU (%, VOC val)", "{:.2f}".format),
     "measured_mean_iou": ("mean IoU measured here (%, few pictures)", "{:.2f}".format),
     "measured_pictures": ("pictures", str),
@@ -144,7 +148,7 @@ class Page(NamedTuple):
 def readable(rows: Sequence[dict[str, Any]], title: str, note: str = "") -> Page:
     """Rows with the columns that have anything in them."""
     used = [key for key in rows[0] if any(row[key] not in (None, "") for row in rows)]
-    known = _COLUMNS | _OF_FIGURES
+    known = _COLUMNS | _ELSEWHERE
     formats = {key: known.get(key, (key.removeprefix("paper_").replace("_", " "), str)) for key in used}
     cells = [["" if row[key] is None else formats[key][1](row[key]) for key in used] for row in rows]
     return Page(title, [formats[key][0] for key in used], cells, note)
