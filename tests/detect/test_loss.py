@@ -62,6 +62,13 @@ def test_negatives_by_hand():
     assert ours[1].tolist() == [True, False, False, True, True]
 
 
+def test_empty_pictures_give_as_many_negatives_as_the_others_do():
+    """Two positives in one of three pictures: six negatives in it, and in each of the others."""
+    classes = torch.zeros(3, 12, dtype=torch.long)
+    classes[0, :2] = 1
+    assert hard_negatives(torch.rand(3, 12), classes).sum(1).tolist() == [8, 6, 6]
+
+
 @pytest.mark.parametrize("of_empty", [True, False])
 def test_a_batch_without_boxes(of_empty):
     priors = torch.rand(20, 4)

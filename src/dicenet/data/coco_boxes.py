@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,6 @@ def _sizes(images: Rows, paths: Sequence[Path], needed: set[int]) -> tuple[Array
 def _by_picture(boxes: Boxes, picture_of: Array, pictures: int) -> list[Boxes]:
     """The boxes of each picture, in the order of the list."""
     order = np.argsort(picture_of, kind="stable")
-    ends = np.searchsorted(picture_of[order], np.arange(1, pictures + 1)).tolist()
+    edges = np.searchsorted(picture_of[order], np.arange(pictures + 1)).tolist()
     in_order = boxes[order]
-    return [in_order[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return [in_order[start:end] for start, end in pairwise(edges)]

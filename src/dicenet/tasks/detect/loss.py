@@ -51,7 +51,8 @@ def hard_negatives(background_loss: Tensor, classes: Tensor, of_empty: bool = Tr
     positive = classes != BACKGROUND
     counts = NEGATIVES * positive.sum(1, keepdim=True)
     if of_empty:
-        usual = counts.float().mean().round().long().clamp(min=NEGATIVES)
+        others = (counts > 0).sum().clamp(min=1)
+        usual = (counts.sum() / others).round().long().clamp(min=NEGATIVES)
         counts = torch.where(counts == 0, usual, counts)
     ranked = background_loss.masked_fill(positive, -torch.inf).argsort(1, descending=True).argsort(1)
     return positive | (ranked < counts)
