@@ -88,8 +88,8 @@ def train(
         batch_size: pictures per step of a process.
         img_size: size that pictures are resized to, one number or [height, width]; that of the weights, or 300.
         head: espnet, lite or ssdlite; that of the weights, or espnet.
-        priors: sizes of the prior boxes: official, auto (chosen for the boxes of the data), or seven ascending parts of
-            the picture's side, as [0.05,0.1,0.2,0.35,0.5,0.7,1.0].
+        priors: sizes of the prior boxes: official (those of a detector in weights are kept), auto (chosen for the boxes
+            of the data), or seven ascending parts of the picture's side, as [0.05,0.1,0.2,0.35,0.5,0.7,1.0].
         train_split: part to train on; the first there is of train, trainval, all.
         val_split: part to judge epochs by; val, or test where there is none.
         keep_empty: train on pictures without boxes too.
