@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -110,6 +112,55 @@ def test_resumed(boxes, tmp_path, capsys):
     assert [row["epoch"] for row in rows(out)] == ["1", "2"]
     assert "resuming behind epoch 1 of 2" in capsys.readouterr().out
     assert read_checkpoint(out / "last.ckpt").metadata["head"]["scales"] == scales
+    checkpoint = torch.load(out / "last.ckpt", weights_only=True)
+    assert (checkpoint["epoch"], checkpoint["global_step"]) == (1, 6), "three steps an epoch, the first was done"
+    before = dicenet.load(out / "best.safetensors").state_dict()
+    run("train", "detect", "--resume", out)
+    assert "all 2 epochs are finished" in capsys.readouterr().out
+    assert all(torch.equal(v, before[k]) for k, v in dicenet.load(out / "best.safetensors").state_dict().items())
+
+
+@pytest.mark.slow
+def test_several_processes(boxes, tmp_path):
+    """Two processes judge each of five pictures once, together."""
+    several = ["--devices", "2", "--strategy", "ddp", "--freeze-norms"]
+    start = ["train", "detect", "--data", boxes, "--out", tmp_path / "out", *QUICK, *several, "--priors", "auto"]
+    done = subprocess.run([sys.executable, "-m", "dicenet_cli", *start], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    evaluate = ["evaluate", "detect", "--weights", tmp_path / "out/best.safetensors", "--data", boxes]
+    run(*evaluate, "--out", tmp_path / "evaluation", "--workers", "0", "--no-optimize")
+    results = json.loads((tmp_path / "evaluation/results.json").read_text())
+    (row,) = rows(tmp_path / "out")
+    assert sum(entry["objects"] for entry in results["classes"]) == 10
+    assert float(row["val_map50"]) == pytest.approx(results["map50"], abs=1e-6)
+    assert float(row["val_loss"]) == pytest.approx(results["loss"], rel=1e-4)
+
+
+def test_precision(boxes, learned, tmp_path, fails):
+    """Mixed numbers leave the boxes as they are; all in half would round them, and is refused."""
+    weights = ["--weights", learned / "best.safetensors", "--data", boxes, "--workers", "0"]
+    maps = {}
+    for precision in ("32-true", "bf16-mixed", "64-true"):
+        run("evaluate", "detect", *weights, "--precision", precision, "--out", tmp_path / precision)
+        maps[precision] = json.loads((tmp_path / precision / "results.json").read_text())["map"]
+    assert maps["64-true"] == pytest.approx(maps["32-true"], abs=0.01)
+    assert maps["bf16-mixed"] == pytest.approx(maps["32-true"], abs=0.1)
+    message = "precision bf16-true would round the boxes themselves: give bf16-mixed"
+    fails("evaluate", "detect", *weights, "--precision", "bf16-true", message=message)
+    fails("train", "detect", "--data", boxes, *QUICK, "--precision", "bf16-true", message=message)
+    run("train", "detect", "--data", boxes, *QUICK, "--precision", "bf16-mixed", "--out", tmp_path / "trained")
+
+
+def test_priors_of_a_detector_are_kept_unless_others_are_asked_for(learned, boxes, tmp_path):
+    known = read_checkpoint(learned / "best.safetensors").metadata["head"]["scales"]
+    assert known is not None
+    start = ["train", "detect", "--data", boxes, "--weights", learned / "best.safetensors", *QUICK[4:]]
+    run(*start, "--out", tmp_path / "kept")
+    run(*start, "--out", tmp_path / "official", "--priors", "official")
+    scales = [
+        read_checkpoint(tmp_path / n / "best.safetensors").metadata["head"]["scales"] for n in ("kept", "official")
+    ]
+    assert scales == [known, None]
 
 
 def test_priors_are_told_and_taken(boxes, tmp_path, capsys):
@@ -146,7 +197,7 @@ def test_other_classes_and_sizes_start_from_a_detector(learned, boxes, tmp_path,
     fails(*evaluate, message="among them unknown ones: plate")
 
 
-def test_pictures_without_objects(boxes, tmp_path):
+def test_pictures_without_objects(boxes, tmp_path, capsys):
     """Batches without any box have a finite loss."""
     data = tmp_path / "data"
     shutil.copytree(boxes, data)
@@ -156,6 +207,8 @@ def test_pictures_without_objects(boxes, tmp_path):
     run(*start, "--out", tmp_path / "kept")
     run(*start, "--out", tmp_path / "left", "--no-keep-empty")
     run(*start, "--out", tmp_path / "official", "--no-negatives-of-empty")
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert said.count("training: 8 pictures without boxes left out") == 1
     steps = [int(rows(tmp_path / name)[0]["step"]) for name in ("kept", "left", "official")]
     assert steps == [6, 2, 6]
     assert all(np.isfinite(float(rows(tmp_path / name)[0]["train_loss"])) for name in ("kept", "left", "official"))
@@ -184,6 +237,8 @@ def test_wrong_training_arguments(boxes, tmp_path, fails, monkeypatch):
         ("missing picture", r"picture .*/3\.jpg is missing: .*/3\.xml is about it"),
         ("damaged", r"3\.xml"),
         ("no boxes", "has no box to learn from"),
+        ("nothing to judge by", "part val of .* has no box to judge by: only empty pictures or crowds"),
+        ("unreadable", "nothing to judge by in the pictures: .*; 5 could not be read, the first: .*the file is empty"),
     ],
 )
 def test_faulty_data(boxes, tmp_path, fails, fault, message):
@@ -193,9 +248,13 @@ def test_faulty_data(boxes, tmp_path, fails, fault, message):
             (tmp_path / "data/train/images/3.png").unlink()
         case "damaged":
             (tmp_path / "data/train/annotations/3.xml").write_text("<annotation>")
-        case "no boxes":
-            for file in (tmp_path / "data/train/annotations").iterdir():
+        case "no boxes" | "nothing to judge by":
+            part = "train" if fault == "no boxes" else "val"
+            for file in (tmp_path / f"data/{part}/annotations").iterdir():
                 file.write_text(xml([]))
+        case "unreadable":
+            for file in (tmp_path / "data/val/images").iterdir():
+                file.write_bytes(b"")
     fails("train", "detect", "--data", tmp_path / "data", *QUICK, "--out", tmp_path / "out", message=message)
 
 

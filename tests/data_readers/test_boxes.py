@@ -1,6 +1,7 @@
 """Data sets with boxes in every layout: recognised, read, checked, augmented, batched; and refused with the reason."""
 
 import json
+import pickle
 from collections import Counter
 
 import numpy as np
@@ -18,7 +19,6 @@ from dicenet.data.box_transforms import (
 )
 from dicenet.data.boxes import (
     CLIPPED,
-    EMPTY,
     OUTSIDE,
     WITHOUT_AREA,
     BoxedPictures,
@@ -136,8 +136,8 @@ def test_bccd(shared):
     every = [*data.parts["trainval"].samples, *data.parts["test"].samples]
     counts = Counter(data.class_names[label] for sample in every for label in sample.boxes.labels)
     assert counts == {"RBC": 4155 - 2, "WBC": 372, "Platelets": 361}, "4888 boxes, of which two have no area"
-    assert data.parts["trainval"].left_out == {WITHOUT_AREA: 2}
-    assert data.parts["test"].left_out == {}
+    assert data.parts["trainval"].left_out() == {WITHOUT_AREA: 2}
+    assert data.parts["test"].left_out() == {}
     (first,) = (sample for sample in every if "00000.jpg" in sample.name)
     assert first.boxes.boxes[0].tolist() == [259, 176, 490, 375], "the file says 260, 177, 491, 376, from 1"
     assert first.boxes.area[0] == (490 - 259) * (375 - 176)
@@ -158,10 +158,10 @@ def test_tiny_coco(shared):
     empty = [sample.name.split("/")[-1] for sample in (*train, *val) if not len(sample.boxes)]
     assert sorted(empty) == ["000000058636.jpg", "000000226111.jpg", "000000262284.jpg"]
     first = train[0]
-    assert (first.image_id, first.name.split("/")[-1]) == (522418, "000000522418.jpg")
+    assert first.name.endswith("/000000522418.jpg")
     (row,) = np.flatnonzero(np.isclose(first.boxes.area, 63325.4219))
     np.testing.assert_allclose(first.boxes.boxes[row], [382.48, 0, 382.48 + 256.8, 474.31], rtol=1e-6)
-    assert len(opened(shared("data/tiny_coco"), keep_empty=False).training_part()[1]) == 41
+    assert len(data.training_part()[1].without_empty()) == 41
     batch = only_batch(data.evaluation_part()[1], size=34)
     assert batch["image"].shape == (34, 3, 40, 60)
     assert batch["errors"] == {}
@@ -236,13 +236,11 @@ def test_coco(tmp_path):
     assert data.class_names == ["dog", "cat"], "in order of the ids, 4 and 30"
     assert {name: len(part) for name, part in data.parts.items()} == {"train": 3, "val": 1}
     part = data.parts["train"]
-    assert [sample.image_id for sample in part.samples] == [70, 9, 8]
+    assert [sample.name.split("/")[-1] for sample in part.samples] == ["a.jpg", "b.jpg", "c.jpg"]
     assert corners(part) == [[[0, 0, 10.5, 20]], [[10, 20, 40, 60], [1, 2, 4, 6]], []]
     assert labels(part) == [["dog"], ["cat", "dog"], []]
     assert [sample.boxes.crowd.tolist() for sample in part.samples] == [[True], [False, False], []]
     assert part.samples[1].boxes.area.tolist() == [777.5, 12], "as annotated, or of the box"
-    batch = only_batch(part)
-    assert [int(target["image_id"]) for target in batch["target"]] == [70, 9, 8]
 
 
 def test_coco_of_two_years_and_pictures_in_images(tmp_path):
@@ -310,8 +308,8 @@ def test_boxes_without_area_and_outside(tmp_path):
     xml(tmp_path / "Annotations/b.xml")
     data = opened(tmp_path)
     assert corners(data.parts["train"]) == [[[10, 20, 50, 60], [0, 70, 100, 80]]]
-    assert data.parts["train"].left_out == {WITHOUT_AREA: 2, OUTSIDE: 2, CLIPPED: 1}
-    assert data.parts["val"].left_out == {}
+    assert data.parts["train"].left_out() == {WITHOUT_AREA: 2, OUTSIDE: 2, CLIPPED: 1}
+    assert data.parts["val"].left_out() == {}
 
 
 def test_boxes_of_coco_without_area_and_outside(tmp_path):
@@ -321,7 +319,7 @@ def test_boxes_of_coco_without_area_and_outside(tmp_path):
     part = opened(tmp_path).parts["train"]
     assert corners(part) == [[], [[10, 20, 40, 60], [90, 70, 100, 80], [0, 0, 100, 80]], []]
     assert part.samples[1].boxes.area.tolist() == [0, 4, 5]
-    assert part.left_out == {WITHOUT_AREA: 2, OUTSIDE: 1, CLIPPED: 1}
+    assert part.left_out() == {WITHOUT_AREA: 2, OUTSIDE: 1, CLIPPED: 1}
 
 
 @pytest.mark.parametrize("size", [None, (0, 0)])
@@ -330,7 +328,7 @@ def test_size_is_taken_from_the_picture_where_the_annotation_has_none(tmp_path, 
     xml(tmp_path / "Annotations/a.xml", [("thing", (51, 1, 151, 50))], size)
     part = opened(tmp_path).parts["train"]
     assert corners(part) == [[[50, 0, 100, 49]]]
-    assert part.left_out == {CLIPPED: 1}
+    assert part.left_out() == {CLIPPED: 1}
     (tmp_path / "JPEGImages/a.jpg").unlink()
     assert corners(opened(tmp_path).parts["train"]) == [[[50, 0, 150, 49]]], "no size to be had"
 
@@ -346,7 +344,7 @@ def test_annotation_gives_another_size_than_the_picture_has(tmp_path):
     voc(tmp_path, {"train": ["a"]})
     xml(tmp_path / "Annotations/a.xml", [("thing", (51, 1, 151, 50)), ("thing", (120, 1, 151, 50))], (200, 200))
     part = opened(tmp_path).parts["train"]
-    assert part.left_out == {}
+    assert part.left_out() == {}
     (target,) = only_batch(part)["target"]
     assert target["boxes"].tolist() == [[50, 0, 100, 49]], "the picture is 100 pixels wide"
     assert target["size"].tolist() == [80, 100]
@@ -537,14 +535,12 @@ def test_evaluation_batches(tmp_path):
     assert first["difficult"].tolist() == [False, True]
     assert first["area"].tolist() == [1600, 64]
     assert (first["size"].tolist(), last["size"].tolist()) == ([80, 100], [30, 50])
-    assert (int(first["image_id"]), int(last["image_id"])) == (0, 2)
     assert {name: (tuple(column.shape), column.dtype) for name, column in last.items()} == {
         "boxes": ((0, 4), torch.float32),
         "labels": ((0,), torch.int64),
         "difficult": ((0,), torch.bool),
         "crowd": ((0,), torch.bool),
         "area": ((0,), torch.float32),
-        "image_id": ((), torch.int64),
         "size": ((2,), torch.int64),
     }
 
@@ -565,16 +561,26 @@ def test_pictures_without_boxes_to_train_on(tmp_path):
     crowd = Boxes.of([[0, 0, 10, 10]], [0], crowd=[True])
     difficult = Boxes.of([[0, 0, 10, 10]], [0], difficult=[True])
     box = Boxes.of([[0, 0, 10, 10]], [0])
-    part = part_of(crowd, difficult, box, Boxes.of([], []), left_out={CLIPPED: 7})
+    part = part_of(crowd, difficult, box, Boxes.of([], []))
     assert [sample.name for sample in part.without_empty().samples] == ["2"]
-    assert part.without_empty().left_out == {CLIPPED: 7, EMPTY: 3}
     assert [sample.name for sample in part_of(difficult, box, difficult=True).without_empty().samples] == ["0", "1"]
     coco(tmp_path)
-    assert len(opened(tmp_path).training_part()[1]) == 3
-    data = opened(tmp_path, keep_empty=False)
-    name, train = data.training_part()
-    assert (name, len(train), train.left_out) == ("train", 1, {EMPTY: 2})
-    assert len(data.evaluation_part("train")[1]) == 3, "evaluation sees all"
+    name, train = opened(tmp_path).training_part()
+    assert (name, len(train), len(train.without_empty())) == ("train", 3, 1)
+
+
+def test_nothing_to_judge_by_is_told_before_a_run():
+    crowd = Boxes.of([[0, 0, 10, 10]], [0], crowd=[True])
+    difficult = Boxes.of([[0, 0, 10, 10]], [0], difficult=[True])
+    assert not part_of(crowd, Boxes.of([], [])).can_be_judged_by()
+    assert part_of(crowd, difficult).can_be_judged_by(), "COCO's scores know no difficult boxes"
+    part = part_of(*[Boxes.of([], [])] * 9, difficult, difficult=True)
+    told = set()
+    for seed in range(30):
+        with pytest.raises(dicenet.DataError, match="of 10 pictures are held out, and there is no box to") as error:
+            hold_out(part, 0.2, seed)
+        told.add(str(error.value).split(" are ")[0] + str(error.value).split("no box")[1][:10])
+    assert told == {"2 of 10 pictures to learn ", "2 of 10 pictures to judge "}
 
 
 def test_a_batch_without_any_box():
@@ -608,7 +614,7 @@ def test_each_process_judges_its_own_share(monkeypatch):
     for rank in range(2):
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
         loader = part.loader(EVALUATION, False, LoaderSettings(2))
-        shares.append([int(target["image_id"]) for batch in loader for target in batch["target"]])
+        shares.append([int(name) for batch in loader for name in batch["name"]])
     assert shares == [[0, 2, 4, 6], [1, 3, 5]], "none twice, none left out"
 
 
@@ -638,6 +644,27 @@ def test_boxes_are_mirrored_with_the_picture():
     """From the right edge, x by 0.6: 100 - 50 = 50 and 100 - 10 = 90."""
     _, boxes = transformed(BoxAugmentation(0, zoom_out=1, iou_crop=False, hflip=1), [[10, 20, 50, 60]])
     torch.testing.assert_close(boxes, torch.tensor([[30.0, 10, 54, 30]]))
+
+
+def test_boxes_are_turned_upside_down_with_the_picture():
+    """From the lower edge, y by 0.5: 80 - 60 = 20 and 80 - 20 = 60."""
+    _, boxes = transformed(BoxAugmentation(0, zoom_out=1, iou_crop=False, hflip=0, vflip=1), [[10, 20, 50, 45]])
+    torch.testing.assert_close(boxes, torch.tensor([[6.0, 17.5, 30, 30]]))
+
+
+def test_transforms_travel_to_processes_that_are_not_forked():
+    torch.manual_seed(0)
+    transforms = [EVALUATION, training_box_transform(PREPROCESSING, BoxAugmentation(vflip=0.5))]
+    picture, boxes, _ = colours()
+    for transform in transforms:
+        travelled = pickle.loads(pickle.dumps(transform))
+        expected, found = (seeded(one, picture, boxes) for one in (transform, travelled))
+        torch.testing.assert_close(found, expected)
+
+
+def seeded(transform, picture, boxes):
+    torch.manual_seed(1)
+    return transform(picture, boxes)
 
 
 def test_zoomed_out():
@@ -756,7 +783,8 @@ def test_large_pictures_are_made_smaller_before_they_are_zoomed_out():
     shrink = ShrinkLarge((40, 60), InterpolationMode.BILINEAR)
     assert shrink(Image.new("RGB", (2000, 2000))).size == (200, 200)
     assert shrink(Image.new("RGB", (4000, 1340))).size == (400, 134)
-    assert shrink(Image.new("RGB", (200, 3000))).size == (200, 3000)
+    assert shrink(Image.new("RGB", (200, 500))).size == (200, 500)
+    assert shrink(Image.new("RGB", (100, 107_200))).size == (10, 10_720), "four times 134x200 pixels"
     assert shrink(Image.new("RGB", (50, 30))).size == (50, 30)
     _, boxes = transformed(PLAIN, [[500, 1000, 1000, 1500]], (2000, 2000))
     torch.testing.assert_close(boxes, torch.tensor([[15.0, 20, 30, 30]]))

@@ -286,10 +286,13 @@ def test_training_transforms():
     for kind in ("resized-crop", "shift", "none"):
         transform = training_transform(Preprocessing((32, 48), crop_pct=1.0), Augmentation(kind, hflip=0.5))
         torch.manual_seed(0)
+        travelled = pickle.loads(pickle.dumps(transform))  # as processes that are not forked need it
         results = [transform(picture) for _ in range(8)]
         assert all(r.shape == (3, 32, 48) for r in results)
         different = len({r.numpy().tobytes() for r in results})
         assert different == 2 if kind == "none" else different > 4
+        torch.manual_seed(0)
+        assert torch.equal(travelled(picture), results[0])
     grey = training_transform(Preprocessing((32, 32), in_chans=1), Augmentation("none", hflip=0.0))
     assert grey(picture).shape == (1, 32, 32)
     with pytest.raises(dicenet.ConfigError, match="choose one of resized-crop, shift, none"):

@@ -1,6 +1,7 @@
 """Data sets with masks in every layout: recognised, read, augmented, batched; and refused with the reason."""
 
 import csv
+import pickle
 
 import numpy as np
 import pytest
@@ -366,6 +367,19 @@ def test_picture_and_mask_move_together(augmentation):
         assert agree.double().mean() > 0.95, "all but a column of pixels where the halves meet"
         assert known.any()
         assert not white[~known].any(), "what surrounds a small picture is black"
+
+
+def test_transforms_travel_to_processes_that_are_not_forked():
+    preprocessing = Preprocessing((40, 60))
+    for transform in (
+        training_pair_transform(preprocessing, MaskAugmentation((40, 60), color=0.5)),
+        evaluation_pair_transform(preprocessing),
+    ):
+        found = []
+        for one in (transform, pickle.loads(pickle.dumps(transform))):
+            torch.manual_seed(0)
+            found.append(one(*striped((60, 40))))
+        torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("factor", [0.55, 0.75, 1.3, 2.0])

@@ -82,6 +82,19 @@ def test_a_batch_without_boxes(of_empty):
     assert scores.grad.isfinite().all()
 
 
+def test_a_batch_without_boxes_weighs_as_much_as_others():
+    """Networks that say the same of each prior lose a logarithm for each that is asked for: 3 negatives for 1."""
+    scores, codes = torch.zeros(4, 40, 3), torch.zeros(4, 40, 4)
+    some = torch.zeros(4, 40, dtype=torch.long)
+    some[:, :5] = 1
+    none = torch.zeros_like(some)
+    half = some * torch.tensor([1, 1, 0, 0])[:, None]
+    with_boxes, without, mixed = (float(ssd_loss(scores, codes, c, codes)[0]) for c in (some, none, half))
+    assert with_boxes == pytest.approx(4 * math.log(3)), "5 positives and 15 negatives, by 5"
+    assert without == pytest.approx(3 * math.log(3))
+    assert mixed == pytest.approx((2 * 20 + 2 * 15) / 20 * math.log(3))
+
+
 # -- priors
 
 

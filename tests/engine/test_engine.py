@@ -7,6 +7,7 @@ import torch
 
 import dicenet
 from dicenet.data.samples import LoaderSettings, batches, collate
+from dicenet.engine.fit import moving_average
 from dicenet.engine.run_folder import default_run_folder, new_run_folder, resumed_folder
 from dicenet.engine.schedules import learning_rate, scheduler
 from dicenet.ops.denormals import flushes_denormals
@@ -99,6 +100,20 @@ def test_average_of_weights_is_validated_and_saved(tmp_path):
     key = "stages.0.0.right.1.dim_conv.weight_height"
     torch.testing.assert_close(best[key], averaged[f"net.{key}"], rtol=0, atol=0)
     assert not torch.equal(averaged[f"net.{key}"], current[f"net.{key}"])
+
+
+def test_moving_average_by_hand():
+    """At first the mean of few steps: by 1 - 2/11, 1 - 3/12, ..., until the decay is reached."""
+    averages = [torch.tensor([0.0]), torch.tensor([3])]
+    seen = []
+    for n in (1, 2, 3):
+        for group in zip(averages, ([torch.tensor([11.0])], [torch.tensor([3 + n])]), strict=True):
+            moving_average(0.3, [group[0]], group[1], torch.tensor(n))
+        seen.append(float(averages[0]))
+    first = 9.0
+    second = first + 0.75 * (11 - first)
+    assert seen == pytest.approx([first, second, second + 0.7 * (11 - second)]), "4/13 is above 0.3"
+    assert averages[1].tolist() == [6], "whole numbers are those of the last step"
 
 
 def test_resumed_run_ends_like_an_unbroken_one_would_be_scheduled(tmp_path, monkeypatch):

@@ -281,10 +281,12 @@ def test_wrong_networks():
         detector(head="yolo")
     with pytest.raises(dicenet.ConfigError, match="at least 1 class, got 0"):
         detector(classes=0)
-    with pytest.raises(dicenet.ConfigError, match="too small for the head lite"):
+    with pytest.raises(dicenet.ConfigError, match="pictures of 128x128 do not fit the head lite: give another"):
         detector(head="lite", img_size=128)
     with pytest.raises(dicenet.ConfigError, match="the head espnet needs one at 1/8"):
         detector("vit_tiny_patch16_224")
+    with pytest.raises(dicenet.ConfigError, match="img_size must be at least 32"):
+        detector(img_size=0)
     with pytest.raises(dicenet.ConfigError, match="out_indices cannot be chosen"):
         detector(out_indices=(1,))
 

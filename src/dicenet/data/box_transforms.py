@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +12,14 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from dicenet.data.boxes import Boxes, BoxTransform
-from dicenet.data.transforms import Preprocessing, evaluation_transform, to_tensor
+from dicenet.data.transforms import Preprocessing, Transform, evaluation_transform, to_tensor
 from dicenet.errors import ConfigError
 
 _MOST_HUE = 0.5
 #: Smallest side of a crop, as a part of the picture's.
 _SMALLEST_CROP = 0.3
+#: Pictures are held as large as one of the input's aspect would be, or as one this many times as long.
+_LONGEST = 4
 #: Pictures with a shorter side are not cropped: the crop could have no pixel.
 _SMALLEST_TO_CROP = math.ceil(1 / _SMALLEST_CROP)
 
@@ -32,7 +35,7 @@ class BoxAugmentation:
         zoom_out: largest factor of the canvas of mean colour that a picture is placed on; 1 for none.
         zoom_out_p: probability of that.
         iou_crop: whether parts are cut out that hold objects.
-        hflip: probability of a mirrored picture.
+        hflip, vflip: probability of a picture mirrored left to right, and upside down.
     """
 
     photometric: float = 0.5
@@ -44,6 +47,7 @@ class BoxAugmentation:
     zoom_out_p: float = 0.5
     iou_crop: bool = True
     hflip: float = 0.5
+    vflip: float = 0.0
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self) if field.name not in ("zoom_out", "iou_crop")):
@@ -57,7 +61,8 @@ class BoxAugmentation:
 class ShrinkLarge(v2.Transform):
     """Makes pictures smaller, aspect kept, as far as their smallest crop still fills the input.
 
-    Zooming out of a photograph of 24 megapixels would otherwise take a gigabyte.
+    Zooming out of a photograph of 24 megapixels would otherwise take a gigabyte. Of long pictures, such as panoramas,
+    crops may come out smaller.
     """
 
     def __init__(self, input_size: tuple[int, int], interpolation: InterpolationMode) -> None:
@@ -68,7 +73,8 @@ class ShrinkLarge(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """The new (height, width)."""
         sides = v2.functional.get_size(flat_inputs[0])
-        factor = min(1.0, max(limit / side for limit, side in zip(self.limits, sides, strict=True)))
+        filled = max(limit / side for limit, side in zip(self.limits, sides, strict=True))
+        factor = min(1.0, filled, math.sqrt(_LONGEST * math.prod(self.limits) / math.prod(sides)))
         return {"size": [max(1, round(side * factor)) for side in sides]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -127,29 +133,28 @@ def training_box_transform(preprocessing: Preprocessing, augmentation: BoxAugmen
             v2.ClampBoundingBoxes(),  # rounding can put an edge outside, which would cost the box
             v2.SanitizeBoundingBoxes(labels_getter=_other_columns),
             v2.RandomHorizontalFlip(augmentation.hflip),
+            *([v2.RandomVerticalFlip(augmentation.vflip)] if augmentation.vflip else []),
             v2.Resize(list(preprocessing.input_size), mode, antialias=True),
             v2.ClampBoundingBoxes(),
         ]
     )
-    last = v2.Compose(to_tensor(preprocessing))
+    return partial(_augmented, spatial, v2.Compose(to_tensor(preprocessing)))
 
-    def transform(picture: Image.Image, boxes: Boxes) -> tuple[Tensor, dict[str, Tensor]]:
-        columns = boxes.tensors()
-        corners = tv_tensors.BoundingBoxes(
-            columns.pop("boxes"), format="XYXY", canvas_size=(picture.height, picture.width)
-        )
-        sample = spatial({"image": picture, "boxes": corners, **columns})
-        image = last(sample.pop("image"))
-        return image, {name: column.as_subclass(torch.Tensor) for name, column in sample.items()}
 
-    return transform
+def _augmented(
+    spatial: v2.Transform, last: Transform, picture: Image.Image, boxes: Boxes
+) -> tuple[Tensor, dict[str, Tensor]]:
+    columns = boxes.tensors()
+    corners = tv_tensors.BoundingBoxes(columns.pop("boxes"), format="XYXY", canvas_size=(picture.height, picture.width))
+    sample = spatial({"image": picture, "boxes": corners, **columns})
+    image = last(sample.pop("image"))
+    return image, {name: column.as_subclass(torch.Tensor) for name, column in sample.items()}
 
 
 def evaluation_box_transform(preprocessing: Preprocessing) -> BoxTransform:
     """All of a picture at the input size, (in_chans, *input_size), aspect not kept; boxes in pixels as they were."""
-    prepare = evaluation_transform(replace(preprocessing, crop_mode="squash"))
+    return partial(_prepared, evaluation_transform(replace(preprocessing, crop_mode="squash")))
 
-    def transform(picture: Image.Image, boxes: Boxes) -> tuple[Tensor, dict[str, Tensor]]:
-        return prepare(picture), boxes.tensors()
 
-    return transform
+def _prepared(prepare: Transform, picture: Image.Image, boxes: Boxes) -> tuple[Tensor, dict[str, Tensor]]:
+    return prepare(picture), boxes.tensors()

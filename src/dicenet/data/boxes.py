@@ -18,7 +18,6 @@ from dicenet.errors import DataError
 WITHOUT_AREA = "boxes without area"
 OUTSIDE = "boxes outside the picture"
 CLIPPED = "boxes clipped to the picture"
-EMPTY = "pictures without boxes"
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -107,13 +106,13 @@ def counted(wrong: Mapping[str, Array]) -> Counter[str]:
 class BoxedSample(NamedTuple):
     """A picture and its boxes. ``read`` decodes it and raises DataError if it cannot.
 
-    ``image_id`` is the number by which COCO's evaluation knows it, if the data has one.
+    ``faults`` holds a reason for each box that was left out or clipped when the set was opened.
     """
 
     name: str
     read: Callable[[], Image.Image]
     boxes: Boxes
-    image_id: int | None = None
+    faults: tuple[str, ...] = ()
 
 
 #: A picture and its boxes to (C, H, W) and the tensors of :meth:`Boxes.tensors`.
@@ -128,7 +127,6 @@ class BoxedPictures(Dataset[dict[str, Any]]):
         class_names: in order of the class indices.
         transform: makes tensors of a sample.
         difficult: whether training sees difficult boxes. It never sees crowds.
-        left_out: how many boxes were left out or clipped when the set was opened, by reason.
     """
 
     def __init__(
@@ -138,14 +136,12 @@ class BoxedPictures(Dataset[dict[str, Any]]):
         transform: BoxTransform | None = None,
         *,
         difficult: bool = False,
-        left_out: Mapping[str, int] | None = None,
         _train: bool = False,
     ) -> None:
         self.samples = samples
         self.class_names = class_names
         self.transform = transform
         self.difficult = difficult
-        self.left_out = dict(left_out or {})
         self._train = _train
 
     def __len__(self) -> int:
@@ -161,7 +157,6 @@ class BoxedPictures(Dataset[dict[str, Any]]):
         boxes, _ = within(sample.boxes, *picture.size)
         assert self.transform is not None
         image, target = self.transform(picture, self.training_boxes(boxes) if self._train else boxes)
-        target["image_id"] = torch.tensor(index if sample.image_id is None else sample.image_id)
         target["size"] = torch.tensor([picture.height, picture.width])
         return {"name": sample.name, "image": image, "target": target}
 
@@ -169,12 +164,21 @@ class BoxedPictures(Dataset[dict[str, Any]]):
         """Those that training sees: no crowds, and difficult ones only if this part says so."""
         return boxes[~boxes.crowd & (self.difficult | ~boxes.difficult)]
 
+    def left_out(self) -> Counter[str]:
+        """How many boxes were left out or clipped when the set was opened, by reason."""
+        return Counter(reason for sample in self.samples for reason in sample.faults)
+
+    def only(self, samples: Sequence[BoxedSample]) -> "BoxedPictures":
+        """Some of its pictures."""
+        return BoxedPictures(samples, self.class_names, self.transform, difficult=self.difficult)
+
     def without_empty(self) -> "BoxedPictures":
-        """The pictures in which training sees a box; ``left_out`` counts the others."""
-        kept = [sample for sample in self.samples if len(self.training_boxes(sample.boxes))]
-        empty = len(self.samples) - len(kept)
-        left_out = self.left_out | ({EMPTY: empty} if empty else {})
-        return BoxedPictures(kept, self.class_names, self.transform, difficult=self.difficult, left_out=left_out)
+        """The pictures in which training sees a box."""
+        return self.only([sample for sample in self.samples if len(self.training_boxes(sample.boxes))])
+
+    def can_be_judged_by(self) -> bool:
+        """Whether there is an object that is not a crowd: scores mean something then."""
+        return any((~sample.boxes.crowd).any() for sample in self.samples)
 
     def loader(self, transform: BoxTransform, train: bool, settings: LoaderSettings) -> "DataLoader[Any]":
         """Batches, see :func:`collate_boxes`: for training shuffled; else in order, each picture in one process only.
@@ -194,17 +198,25 @@ def collate_boxes(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         ``image`` (N, C, H, W); ``name``; ``errors``, name to reason, of what could not be read; and ``target``, a list
         of the tensors of each picture: ``boxes`` (n, 4), ``labels``, ``difficult``, ``crowd``, ``area`` (n,) as in
-        :class:`Boxes`, ``image_id``, and ``size``, its (height, width) before it was transformed. For training boxes
+        :class:`Boxes`, and ``size``, its (height, width) before it was transformed. For training boxes
         are in pixels of ``image``, for evaluation in pixels of the picture as it was.
     """
     return joined(items, list)
 
 
 def hold_out(part: BoxedPictures, fraction: float, seed: int) -> tuple[BoxedPictures, BoxedPictures]:
-    """Two parts of one, split by chance. Raises ConfigError for a fraction that is none, DataError for one picture."""
+    """Two parts of one, split by chance.
+
+    Raises:
+        ConfigError: the fraction is none.
+        DataError: there is one picture only, or one of the parts has no box.
+    """
     kept, held_out = held_out_indices(len(part), fraction, seed)
-    train, val = ([part.samples[index] for index in indices] for indices in (kept, held_out))
-    return (
-        BoxedPictures(train, part.class_names, difficult=part.difficult),
-        BoxedPictures(val, part.class_names, difficult=part.difficult),
-    )
+    train, val = (part.only([part.samples[index] for index in indices]) for indices in (kept, held_out))
+    for found, purpose in ((len(train.without_empty()), "to learn from"), (val.can_be_judged_by(), "to judge by")):
+        if not found:
+            raise DataError(
+                f"{len(val)} of {len(part)} pictures are held out, and there is no box {purpose}: give another "
+                "--val-fraction or --seed"
+            )
+    return train, val

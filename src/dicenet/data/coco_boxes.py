@@ -1,6 +1,7 @@
 """Annotations of objects in COCO's JSON files."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dicenet.data.boxes import Array, BoxedPictures, BoxedSample, Boxes, counted, faults, usable
+from dicenet.data.boxes import Array, BoxedPictures, BoxedSample, Boxes, faults, usable
 from dicenet.data.pictures import read_picture, read_size
 from dicenet.errors import DataError
 
@@ -49,14 +50,17 @@ def read_coco_part(file: Path, folder: Path, difficult: bool) -> tuple[list[tupl
     width, height = _sizes(images, paths, set(picture_of.tolist()))
     boxes, wrong = faults(boxes, width[picture_of], height[picture_of])
     kept = usable(wrong)
+    faults_of: defaultdict[int, list[str]] = defaultdict(list)
+    for reason, mask in wrong.items():
+        for index in picture_of[mask].tolist():
+            faults_of[index].append(reason)
     samples = [
-        BoxedSample(str(path), partial(read_picture, str(path)), found, number)
-        for path, found, number in zip(
-            paths, _by_picture(boxes[kept], picture_of[kept], len(images)), image_ids, strict=True
+        BoxedSample(str(path), partial(read_picture, str(path)), found, tuple(faults_of.get(index, ())))
+        for index, (path, found) in enumerate(
+            zip(paths, _by_picture(boxes[kept], picture_of[kept], len(images)), strict=True)
         )
     ]
-    names = [name for _, name in classes]
-    return classes, BoxedPictures(samples, names, difficult=difficult, left_out=counted(wrong))
+    return classes, BoxedPictures(samples, [name for _, name in classes], difficult=difficult)
 
 
 def _without_outline(row: dict[str, Any]) -> dict[str, Any]:

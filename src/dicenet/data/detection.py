@@ -29,8 +29,8 @@ _PRESENCE = {"-1", "0", "1"}
 class DetectionData:
     """A data set: its layout, class names, and the parts that it has (``train``, ``val``, ...), by name.
 
-    ``files`` are the picture and the annotation of each sample of each part; ``keep_empty`` says whether training
-    sees pictures without boxes. Evaluation always does.
+    ``files`` are the picture and the annotation of each sample of each part; ``plus_one`` says whether boxes end at
+    the far edge of the pixel that is named, as the evaluation of PASCAL VOC takes them.
     """
 
     path: str
@@ -38,7 +38,7 @@ class DetectionData:
     class_names: list[str]
     parts: dict[str, BoxedPictures]
     files: dict[str, list[Pair]]
-    keep_empty: bool = True
+    plus_one: bool = False
 
     def _part(self, name: str | None, candidates: Sequence[str], purpose: str) -> tuple[str, BoxedPictures]:
         for candidate in [name] if name else candidates:
@@ -55,14 +55,16 @@ class DetectionData:
             DataError: one of its files is missing, or no picture has a box to learn from.
         """
         name, part = self._part(name, _TRAIN_PARTS, "to train on")
-        with_boxes = part.without_empty()
-        if not len(with_boxes):
+        if not len(part.without_empty()):
             raise DataError(f"part {name} of {self.path} has no box to learn from: all its pictures are empty")
-        return name, part if self.keep_empty else with_boxes
+        return name, part
 
     def evaluation_part(self, name: str | None = None) -> tuple[str, BoxedPictures]:
         """The part to evaluate on: ``name``, or the first there is of test, val, all. Errors as above."""
-        return self._part(name, _EVALUATION_PARTS, "test or val")
+        name, part = self._part(name, _EVALUATION_PARTS, "test or val")
+        if not part.can_be_judged_by():
+            raise DataError(f"part {name} of {self.path} has no box to judge by: only empty pictures or crowds")
+        return name, part
 
 
 def _check_files(pairs: Sequence[Pair]) -> None:
@@ -83,6 +85,7 @@ class _Found(NamedTuple):
     class_names: list[str]
     parts: dict[str, BoxedPictures]
     files: dict[str, list[Pair]]
+    plus_one: bool = False
 
 
 # -- layouts: each reader says None if a folder is not in its layout
@@ -101,7 +104,7 @@ def _voc(root: Path, difficult: bool) -> _Found | None:
     pictures = _by_stem(folder / "JPEGImages")
     lists = [(file.stem, _listed(file)) for file in sorted((folder / _LISTS).glob("*.txt"))]
     files = {part: _voc_pairs(folder, names, pictures) for part, names in lists if names}
-    return _from_xml("PASCAL VOC", root, files, difficult, VOC_OBJECTS)
+    return _from_voc("PASCAL VOC", root, files, difficult)
 
 
 def _voc_years(root: Path, difficult: bool) -> _Found | None:
@@ -119,7 +122,12 @@ def _voc_years(root: Path, difficult: bool) -> _Found | None:
                 continue  # the annotations of 2012's test pictures are not public
             files[part] = [*files.get(part, []), *_voc_pairs(folder, _listed(file), pictures)]
             trained_on += [f"{folder.name} {name}"] if part == "train" else []
-    return _from_xml(f"PASCAL VOC, train: {' + '.join(trained_on)}", root, files, difficult, VOC_OBJECTS)
+    return _from_voc(f"PASCAL VOC, train: {' + '.join(trained_on)}", root, files, difficult)
+
+
+def _from_voc(layout: str, root: Path, files: dict[str, list[Pair]], difficult: bool) -> _Found | None:
+    found = _from_xml(layout, root, files, difficult, VOC_OBJECTS)
+    return found and found._replace(plus_one=True)
 
 
 def _year_folders(root: Path) -> list[Path]:
@@ -246,7 +254,7 @@ def _from_json(layout: str, lists: dict[str, tuple[Path, Path]], difficult: bool
 _LAYOUTS: tuple[Callable[[Path, bool], _Found | None], ...] = (_voc, _voc_years, _coco, _coco_folders, _folders)
 
 
-def open_detection_data(path: str, *, keep_empty: bool = True, difficult: bool = False) -> DetectionData:
+def open_detection_data(path: str, *, difficult: bool = False) -> DetectionData:
     """Open the data set at ``path``.
 
     Recognised: PASCAL VOC, one year or a folder of 2007 and 2012 (then the paper's parts); COCO's lists, in
@@ -257,7 +265,6 @@ def open_detection_data(path: str, *, keep_empty: bool = True, difficult: bool =
 
     Args:
         path: folder of the set.
-        keep_empty: whether training sees pictures without boxes.
         difficult: whether training sees difficult boxes; official training does not.
 
     Raises:
@@ -273,4 +280,4 @@ def open_detection_data(path: str, *, keep_empty: bool = True, difficult: bool =
             f"data path {path} is in no known layout for detection: it needs PASCAL VOC or COCO as they are unpacked, "
             "or folders images and annotations (XML files of the same names; also in train and val)"
         )
-    return DetectionData(path, found.layout, found.class_names, found.parts, found.files, keep_empty)
+    return DetectionData(path, *found)

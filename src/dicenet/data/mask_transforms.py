@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from dicenet.data.masks import IGNORE, Mask, PairTransform, resized_labels
-from dicenet.data.transforms import Preprocessing, evaluation_transform, to_tensor
+from dicenet.data.transforms import Preprocessing, Transform, evaluation_transform, to_tensor
 from dicenet.errors import ConfigError
 
 
@@ -80,19 +81,18 @@ def training_pair_transform(preprocessing: Preprocessing, augmentation: MaskAugm
         ]
     )
     last = v2.Compose([*([v2.ColorJitter(*color)] if augmentation.color else []), *to_tensor(preprocessing)])
+    return partial(_augmented, spatial, last)
 
-    def transform(picture: Image.Image, mask: Mask) -> tuple[Tensor, Tensor]:
-        picture, target = spatial(picture, tv_tensors.Mask(torch.from_numpy(mask)))
-        return last(picture), target.as_subclass(torch.Tensor).long()
 
-    return transform
+def _augmented(spatial: v2.Transform, last: Transform, picture: Image.Image, mask: Mask) -> tuple[Tensor, Tensor]:
+    picture, target = spatial(picture, tv_tensors.Mask(torch.from_numpy(mask)))
+    return last(picture), target.as_subclass(torch.Tensor).long()
 
 
 def evaluation_pair_transform(preprocessing: Preprocessing) -> PairTransform:
     """A picture at the input size, (in_chans, *input_size), and its mask as large as the picture was."""
-    prepare = evaluation_transform(preprocessing)
+    return partial(_prepared, evaluation_transform(preprocessing))
 
-    def transform(picture: Image.Image, mask: Mask) -> tuple[Tensor, Tensor]:
-        return prepare(picture), torch.from_numpy(np.ascontiguousarray(mask))
 
-    return transform
+def _prepared(prepare: Transform, picture: Image.Image, mask: Mask) -> tuple[Tensor, Tensor]:
+    return prepare(picture), torch.from_numpy(np.ascontiguousarray(mask))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from dicenet.errors import ConfigError
 
+#: Like all transforms here it can be pickled, as processes that are not forked need.
 Transform = Callable[[Image.Image], Tensor]
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 _CROP_MODES = ("center", "squash")
@@ -118,7 +120,7 @@ def _limit_aspect(picture: Image.Image) -> Image.Image:
 
 def evaluation_transform(preprocessing: Preprocessing) -> Transform:
     """PIL RGB picture to (in_chans, height, width), without chance."""
-    return v2.Compose([lambda picture: resized_and_cropped(picture, preprocessing), *to_tensor(preprocessing)])
+    return v2.Compose([partial(resized_and_cropped, preprocessing=preprocessing), *to_tensor(preprocessing)])
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def training_transform(preprocessing: Preprocessing, augmentation: Augmentation)
         mode = InterpolationMode(preprocessing.interpolation)
         steps = [v2.RandomResizedCrop([height, width], (augmentation.min_scale, 1.0), interpolation=mode)]
     else:
-        steps = [lambda picture: resized_and_cropped(picture, preprocessing)]
+        steps = [partial(resized_and_cropped, preprocessing=preprocessing)]
         if augmentation.kind == "shift":
             padding = [width // 8, height // 8]
             steps.append(v2.RandomCrop([height, width], padding=padding, padding_mode="reflect"))

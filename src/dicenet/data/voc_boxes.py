@@ -142,15 +142,17 @@ def _part(
     pairs: Sequence[Pair], names: list[str], checked: dict[Path, tuple[Boxes, Counter[str]]], difficult: bool
 ) -> BoxedPictures:
     samples = [
-        BoxedSample(str(picture), partial(read_picture, picture), checked[annotation][0])
+        BoxedSample(
+            str(picture),
+            partial(read_picture, picture),
+            checked[annotation][0],
+            tuple(checked[annotation][1].elements()),
+        )
         if annotation in checked
         else BoxedSample(str(picture), partial(_refuse, picture, annotation), Boxes.of([], []))
         for picture, annotation in pairs
     ]
-    left_out: Counter[str] = Counter()
-    for _, annotation in pairs:
-        left_out += checked[annotation][1] if annotation in checked else Counter()
-    return BoxedPictures(samples, names, difficult=difficult, left_out=left_out)
+    return BoxedPictures(samples, names, difficult=difficult)
 
 
 def _refuse(picture: Path, annotation: Path) -> Image.Image:

@@ -7,15 +7,17 @@ import signal
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from dicenet.engine.callbacks import EpochLines, MetricsTable
@@ -104,7 +106,8 @@ class FitSettings:
 
     Attributes:
         epochs: passes over the training pictures.
-        ema: decay of the exponential average of weights that is validated and saved; 0: none.
+        ema: decay of the exponential average of weights that is validated and saved, see :func:`moving_average`; 0:
+            none.
         device: auto, cpu, cuda or mps.
         accumulate: batches per optimiser step.
         clip: largest norm of the gradient; None: any.
@@ -127,6 +130,27 @@ class FitSettings:
         if not 0 <= self.ema < 1 or (self.clip is not None and self.clip <= 0):
             raise ConfigError(f"ema must lie from 0 to below 1 and clip above 0, got {self.ema} and {self.clip}")
         check_device(self.device)
+
+
+@torch.no_grad()
+def moving_average(decay: float, averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
+    """Move averages towards the weights of another step, as :class:`torch.optim.swa_utils.AveragedModel` asks for it.
+
+    The n-th step moves them by 1 - min(decay, (1 + n) / (10 + n)), as TensorFlow and timm do: else the weights of the
+    start, which mean nothing, would be part of the average for 1 / (1 - decay) steps and more.
+
+    Args:
+        decay: from 0 to below 1.
+        averages: changed in place.
+        weights: of the step.
+        count: n, steps so far.
+    """
+    n = int(count)
+    kept = min(decay, (1 + n) / (10 + n))
+    if averages[0].is_floating_point():
+        torch._foreach_lerp_(averages, weights, 1 - kept)
+    else:  # counts of batches in norms
+        torch._foreach_copy_(averages, weights)
 
 
 @flush_denormals()
@@ -166,7 +190,7 @@ def fit(
         LastCheckpoint(folder / LAST),
     ]
     if settings.ema:
-        run_callbacks.append(EMAWeightAveraging(decay=settings.ema))
+        run_callbacks.append(WeightAveraging(multi_avg_fn=partial(moving_average, settings.ema)))
     if console.is_terminal:
         run_callbacks.append(RichProgressBar(leave=False))
     trainer = make_trainer(

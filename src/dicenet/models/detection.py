@@ -50,6 +50,7 @@ class Expanded(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Maps, the largest first."""
+        self._kept.clear()  # whoever asked the pyramid itself left one
         maps = list(self.pyramid(x))
         maps[0] = self._kept.pop()
         return maps
@@ -138,7 +139,8 @@ class DetectionNetwork(PyramidNetwork):
             maps = self.head.maps(self.eval().backbone(like.new_zeros(1, self.in_chans, *size)))
         except RuntimeError as error:
             raise ConfigError(
-                f"pictures of {size[0]}x{size[1]} are too small for the head {self.head_type}: give a larger img_size"
+                f"pictures of {size[0]}x{size[1]} do not fit the head {self.head_type}: give another img_size, most "
+                f"likely a larger one ({error})"
             ) from error
         finally:
             self.train(training)
@@ -305,7 +307,7 @@ def create_detection_model(
         net = load(f"{backbone}.{pretrained}", task="detect", in_chans=in_chans, **options)
         assert isinstance(net, DetectionNetwork)
         return net
-    name, img_size = backbone.split(".")[0], img_size or DEFAULT_IMG_SIZE
+    name, img_size = backbone.split(".")[0], DEFAULT_IMG_SIZE if img_size is None else img_size
     arguments = backbone_arguments(backbone, backbone_img_size, backbone_args)
     pyramid = detection_backbone(backbone, head, pretrained=pretrained, in_chans=in_chans, **arguments)
     if name not in ROWS:

@@ -130,11 +130,15 @@ def load(
 _KINDS = {"classify": "a classifier", "segment": "a segmentation network", "detect": "a detector"}
 
 
+def task_of(source: Source) -> str:
+    """What a checkpoint was made for, one of :data:`TASKS`."""
+    return recognise_checkpoint(_open(source)).task or "classify"
+
+
 def check_task(source: Source, task: str) -> None:
     """Raise WeightsError if a checkpoint was made for another task than one of :data:`TASKS`."""
     checkpoint = _open(source)
-    found = recognise_checkpoint(checkpoint).task or "classify"
-    if found != task:
+    if (found := task_of(checkpoint)) != task:
         raise WeightsError(
             f"{checkpoint.name} is {_KINDS[found]}, not {_KINDS[task]}: use the command for {found}, or start a "
             "training from it with --weights"

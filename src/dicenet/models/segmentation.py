@@ -183,12 +183,10 @@ def create_segmentation_model(
         if img_size is not None:
             net.set_input_size(img_size)
         return net
-    name = backbone.split(".")[0]
+    name, size = backbone.split(".")[0], DEFAULT_IMG_SIZE if img_size is None else img_size
     arguments = backbone_arguments(backbone, backbone_img_size, backbone_args)
     pyramid = segmentation_backbone(backbone, pretrained=pretrained, in_chans=in_chans, **arguments)
     if name not in ROWS:
-        check_maps(pyramid, name, (in_chans, *pair(img_size or DEFAULT_IMG_SIZE)))
+        check_maps(pyramid, name, (in_chans, *pair(size)))
     classes = len(VOC) if num_classes is None else num_classes
-    return SegmentationNetwork(
-        name, pyramid, classes, img_size or DEFAULT_IMG_SIZE, decoder_channels, in_chans, backbone_args
-    )
+    return SegmentationNetwork(name, pyramid, classes, size, decoder_channels, in_chans, backbone_args)

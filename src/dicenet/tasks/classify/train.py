@@ -177,9 +177,9 @@ def _input_for(
     if weights is not None:
         return img_size, stem
     small = small_input(dataset.median_side())
-    if small is None or (stem and img_size):
+    if small is None or (stem and img_size is not None):
         return img_size, stem
-    size = img_size or small
+    size = small if img_size is None else img_size
     if stem is None and min((size, size) if isinstance(size, int) else size) < SMALL_SIDE:
         stem = "small"
     say(console, f"small pictures: input size {size}, {stem or 'standard'} stem (--img-size and --stem override)")

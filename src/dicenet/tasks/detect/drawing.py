@@ -1,6 +1,6 @@
 """Detections drawn: curves of precision and recall, boxes in pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,11 +88,11 @@ def with_boxes(
     return drawn
 
 
-def detection_sheet(rows: Sequence[tuple[str, Image.Image, Image.Image]], side: int = 360) -> Image.Image:
+def detection_sheet(rows: Iterable[tuple[str, Image.Image, Image.Image]], side: int = 360) -> Image.Image:
     """Rows of two pictures: one with the true boxes, one with those that were found.
 
     Args:
-        rows: name, and the two pictures.
+        rows: name, and the two pictures; one row is held at a time.
         side: of the longer side of each picture, in pixels.
     """
     caption, gap = 18, 6

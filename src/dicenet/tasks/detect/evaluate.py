@@ -1,18 +1,21 @@
 """Judging a detector."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import Tensor
 
 from dicenet.data.box_transforms import evaluation_box_transform
-from dicenet.data.boxes import BoxedPictures, Boxes, BoxTransform
+from dicenet.data.boxes import BoxedPictures, BoxedSample, Boxes, BoxTransform
 from dicenet.data.detection import open_detection_data
 from dicenet.data.samples import LoaderSettings, evenly_spread
 from dicenet.data.transforms import Preprocessing
@@ -23,7 +26,7 @@ from dicenet.errors import ConfigError, DataError
 from dicenet.models.detection import DetectionNetwork
 from dicenet.tasks.arguments import default_workers
 from dicenet.tasks.detect.drawing import detection_sheet, precision_recall_plot, with_boxes
-from dicenet.tasks.detect.task import TASK, DetectTask
+from dicenet.tasks.detect.task import TASK, DetectTask, check_precision
 from dicenet.tasks.detect.trained import Detector, check_thresholds, class_names_of, load_detector
 from dicenet.tasks.devices import for_inference
 from dicenet.tasks.drawing import picture_bytes, png
@@ -84,14 +87,14 @@ def evaluate(
     trainer = make_trainer(
         accelerator=device,
         devices=1,
-        precision=precision,
+        precision=check_precision(precision),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=console.is_terminal,
     )
     root = trainer.strategy.root_device
     used = for_inference(net, root, trainer.precision, optimize)
-    task = DetectTask(used, names, thresholds=thresholds)
+    task = DetectTask(used, names, thresholds=thresholds, plus_one=dataset.plus_one)
     started = time.perf_counter()
     trainer.test(task, part.loader(_transform(preprocessing, order), False, settings), verbose=False)
     seconds = time.perf_counter() - started
@@ -103,12 +106,12 @@ def evaluate(
         "layout": dataset.layout,
         "split": split,
         "pictures": len(part),
-        "left_out": part.left_out,
+        "left_out": dict(part.left_out()),
         "input_size": list(preprocessing.input_size),
         "score": score,
         "nms": nms,
         **{key: scores[key] for key in (*_SCORES, "loss")},
-        "classes": _class_table(scores, names, part, order),
+        "classes": _class_table(scores, names, order),
         "pictures_per_second": len(part) / seconds,
         "errors": [{"path": name, "reason": reason} for name, reason in task.bad_pictures.items()],
     }
@@ -144,38 +147,45 @@ def _in_order(boxes: Boxes, order: Sequence[int]) -> Boxes:
 
 
 def _transform(preprocessing: Preprocessing, order: Sequence[int]) -> BoxTransform:
-    prepare = evaluation_box_transform(preprocessing)
-    return lambda picture, boxes: prepare(picture, _in_order(boxes, order))
+    return partial(_prepared, evaluation_box_transform(preprocessing), order)
 
 
-def _class_table(
-    scores: dict[str, Any], names: Sequence[str], part: BoxedPictures, order: Sequence[int]
-) -> list[dict[str, Any]]:
+def _prepared(
+    prepare: BoxTransform, order: Sequence[int], picture: Image.Image, boxes: Boxes
+) -> tuple[Tensor, dict[str, Tensor]]:
+    return prepare(picture, _in_order(boxes, order))
+
+
+def _class_table(scores: dict[str, Any], names: Sequence[str], order: Sequence[int]) -> list[dict[str, Any]]:
     """Per class of the data: number of objects, average precisions."""
     columns = {
+        "objects": "objects_per_class",
         "map": "ap_per_class",
         "map50": "ap50_per_class",
         "map50_voc07": "ap50_voc07_per_class",
         "map50_voc10": "ap50_voc10_per_class",
     }
-    labels = np.concatenate([sample.boxes.labels for sample in part.samples])
-    objects = np.bincount(labels, minlength=len(order))
     return [
         {
             "class": names[index],
-            "objects": int(objects[label]),
             **{column: scores[key][index] for column, key in columns.items()},
         }
-        for label, index in enumerate(order)
+        for index in order
     ]
 
 
 def _draw(
     part: BoxedPictures, count: int, detector: Detector, order: Sequence[int], names: Sequence[str], path: Path
 ) -> None:
-    rows = []
-    for index in evenly_spread(len(part), count):
-        sample = part.samples[index]
+    rows = _rows([part.samples[index] for index in evenly_spread(len(part), count)], detector, order, names)
+    write_bytes(path, picture_bytes(detection_sheet(rows), "PNG"))
+
+
+def _rows(
+    samples: Sequence[BoxedSample], detector: Detector, order: Sequence[int], names: Sequence[str]
+) -> Iterator[tuple[str, Image.Image, Image.Image]]:
+    """Names, and pictures with the true boxes and with those that are found."""
+    for sample in samples:
         try:
             picture = sample.read()
         except DataError:
@@ -183,8 +193,7 @@ def _draw(
         truth = _in_order(sample.boxes, order)
         captions = [names[label] for label in truth.labels]
         true = with_boxes(picture, truth.boxes, truth.labels.tolist(), captions)
-        rows.append((Path(sample.name).stem, true, drawn_detections(picture, detector, names)))
-    write_bytes(path, picture_bytes(detection_sheet(rows), "PNG"))
+        yield Path(sample.name).stem, true, drawn_detections(picture, detector, names)
 
 
 def drawn_detections(picture: Any, detector: Callable[[Any], Any], names: Sequence[str]) -> Any:

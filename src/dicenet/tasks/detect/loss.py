@@ -63,6 +63,9 @@ def ssd_loss(
 ) -> tuple[Tensor, Tensor]:
     """Loss of the classes and of the codes: sums, divided by the number of priors with a box in the batch (1 at least).
 
+    Pictures without boxes count as if they had as many priors as their negatives go with: a batch of them alone would
+    otherwise weigh many times what others do.
+
     Args:
         scores: (N, priors, classes with the background) before softmax.
         codes: (N, priors, 4).
@@ -74,7 +77,7 @@ def ssd_loss(
     with torch.no_grad():
         background_loss = -scores.log_softmax(-1)[..., BACKGROUND]
         chosen = hard_negatives(background_loss, classes, of_empty)
-    count = positive.sum().clamp(min=1)
+    count = torch.maximum(positive.sum(), (chosen & ~positive).sum() / NEGATIVES).clamp(min=1)
     class_loss = F.cross_entropy(scores[chosen], classes[chosen], reduction="sum")
     code_loss = F.smooth_l1_loss(codes[positive], true_codes[positive].float(), reduction="sum")
     return class_loss / count, code_loss / count

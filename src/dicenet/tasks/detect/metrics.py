@@ -28,6 +28,9 @@ _AREAS = {"": 0, "_small": 1, "_medium": 2, "_large": 3}
 _IOUS = {"50": 0, "75": 5}
 _MOST_BOXES = -1  # 100 boxes of a class and picture
 
+_COCO_BOXES = 100
+_COCO_IOUS, _COCO_RECALLS = 10, 101
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -105,11 +108,11 @@ class DetectionMetrics(Metric):
         scores are taken in the order of the pictures.
 
         Returns:
-            Of COCO (101 recalls; at most 100 boxes of a class and picture): ``map`` over the IoUs 0.5 to 0.95,
-            ``map50``, ``map75``, by the area of objects ``map_small`` (below 32²), ``map_medium``, ``map_large``
-            (above 96²), the mean recall ``mar_100``, the lists ``ap_per_class`` and ``ap50_per_class``. Of PASCAL VOC
-            at IoU 0.5: ``map50_voc07`` (11 recalls), ``map50_voc10`` (all recalls), the lists
-            ``ap50_voc07_per_class`` and ``ap50_voc10_per_class``.
+            The list ``objects_per_class``, without crowds. Of COCO (101 recalls; at most 100 boxes of a class and
+            picture): ``map`` over the IoUs 0.5 to 0.95, ``map50``, ``map75``, by the area of objects ``map_small``
+            (below 32²), ``map_medium``, ``map_large`` (above 96²), the mean recall ``mar_100``, the lists
+            ``ap_per_class`` and ``ap50_per_class``. Of PASCAL VOC at IoU 0.5: ``map50_voc07`` (11 recalls),
+            ``map50_voc10`` (all recalls), the lists ``ap50_voc07_per_class`` and ``ap50_voc10_per_class``.
 
         Raises:
             DataError: if no picture has an object that is not a crowd.
@@ -118,7 +121,11 @@ class DetectionMetrics(Metric):
         if all(rows[:, _CROWD].all() for rows in true):
             reason = "crowds alone" if any(map(len, true)) else "no objects"
             raise DataError(f"there is nothing to judge by in the pictures: their truth has {reason}")
-        return _coco_scores(found, true, self.classes) | _voc_scores(found, true, self.classes, self.plus_one)
+        return {
+            "objects_per_class": _objects(true, self.classes),
+            **_coco_scores(found, true, self.classes),
+            **_voc_scores(found, true, self.classes, self.plus_one),
+        }
 
     def curves(self, iou: float = 0.5) -> list[Curve | None]:
         """See :func:`precision_recall_curves`; of the pictures of all processes, each of which must ask."""
@@ -203,6 +210,11 @@ def _joined(pictures: list[Array], columns: int) -> Array:
     return np.concatenate([np.zeros((0, columns)), *pictures])
 
 
+def _objects(truths: list[Array], classes: int) -> list[int]:
+    rows = _joined(truths, _CROWD + 1)
+    return np.bincount(rows[rows[:, _CROWD] == 0, _LABEL].astype(int), minlength=classes).tolist()
+
+
 def _dealt(parts: Sequence[Sequence[Array]]) -> list[Tensor]:
     """The first picture of each process, then the second of each, and so on."""
     return [torch.from_numpy(rows) for turn in zip_longest(*parts) for rows in turn if rows is not None]
@@ -213,17 +225,9 @@ def _dealt(parts: Sequence[Sequence[Array]]) -> list[Tensor]:
 
 def _coco_scores(predictions: list[Array], truths: list[Array], classes: int) -> dict[str, Any]:
     """What pycocotools gives: https://github.com/cocodataset/cocoapi."""
-    found, truth = _joined(predictions, _SCORE + 1), _joined(truths, _CROWD + 1)
-    areas = (found[:, 2:4] - found[:, :2]).prod(1)
-    evaluation = COCOeval_faster(
-        _coco(truths, truth, classes, area=truth[:, _AREA], iscrowd=truth[:, _CROWD].astype(int)),
-        _coco(predictions, found, classes, area=areas, iscrowd=np.zeros(len(found), int), score=found[:, _SCORE]),
-        "bbox",
-    )
-    evaluation.evaluate()
-    evaluation.accumulate()
-    precision = evaluation.eval["precision"][..., _MOST_BOXES]  # (IoUs, recalls, classes, areas)
-    recall = evaluation.eval["recall"][..., _MOST_BOXES]  # (IoUs, classes, areas)
+    tables = [_coco_tables(predictions, truths, label) for label in range(classes)]
+    precision = np.stack([table[0] for table in tables], axis=2)  # (IoUs, recalls, classes, areas)
+    recall = np.stack([table[1] for table in tables], axis=1)  # (IoUs, classes, areas)
     means = {f"map{name}": _known_mean(precision[..., area]) for name, area in _AREAS.items()}
     return {
         **means,
@@ -234,14 +238,45 @@ def _coco_scores(predictions: list[Array], truths: list[Array], classes: int) ->
     }
 
 
+def _coco_tables(predictions: list[Array], truths: list[Array], label: int) -> tuple[Array, Array]:
+    """Precision (IoUs, recalls, areas) and recall (IoUs, areas) of a class; -1 where there is no truth.
+
+    COCO's code needs a kilobyte for each box. It looks at one class at a time, and so is given one at a time.
+    """
+    pairs = [
+        (found[found[:, _LABEL] == label], true[true[:, _LABEL] == label])
+        for found, true in zip(predictions, truths, strict=True)
+    ]
+    pairs = [(_surest(found), true) for found, true in pairs if len(found) or len(true)]
+    if not any(len(true) for _, true in pairs):
+        areas = len(_AREAS)
+        return np.full((_COCO_IOUS, _COCO_RECALLS, areas), -1.0), np.full((_COCO_IOUS, areas), -1.0)
+    of_found, of_truth = ([pair[side] for pair in pairs] for side in (0, 1))
+    found, truth = _joined(of_found, _SCORE + 1), _joined(of_truth, _CROWD + 1)
+    areas = (found[:, 2:4] - found[:, :2]).prod(1)
+    evaluation = COCOeval_faster(
+        _coco(of_truth, truth, label, area=truth[:, _AREA], iscrowd=truth[:, _CROWD].astype(int)),
+        _coco(of_found, found, label, area=areas, iscrowd=np.zeros(len(found), int), score=found[:, _SCORE]),
+        "bbox",
+    )
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation.eval["precision"][:, :, 0, :, _MOST_BOXES], evaluation.eval["recall"][:, 0, :, _MOST_BOXES]
+
+
+def _surest(found: Array) -> Array:
+    """The boxes of a class and picture that COCO looks at."""
+    return found[np.argsort(-found[:, _SCORE], kind="stable")[:_COCO_BOXES]]
+
+
 def _known_mean(values: Array) -> float | None:
     """Mean without the entries of -1, which stand for no truth."""
     known = values[values > -1]
     return float(known.mean()) if known.size else None
 
 
-def _coco(pictures: list[Array], rows: Array, classes: int, **more: Array) -> COCO:
-    """A data set of the rows of all pictures, with more fields of each row."""
+def _coco(pictures: list[Array], rows: Array, label: int, **more: Array) -> COCO:
+    """A data set of the rows of all pictures, all of one class, with more fields of each row."""
     fields = {
         "image_id": np.repeat(np.arange(len(pictures)), [len(boxes) for boxes in pictures]),
         "category_id": rows[:, _LABEL].astype(int),
@@ -252,7 +287,7 @@ def _coco(pictures: list[Array], rows: Array, classes: int, **more: Array) -> CO
     return COCO(
         {
             "images": [{"id": index} for index in range(len(pictures))],
-            "categories": [{"id": label} for label in range(classes)],
+            "categories": [{"id": label}],
             # numbers from 1: the evaluation takes a 0 for no match
             "annotations": [{"id": n, **dict(zip(fields, entry, strict=True))} for n, entry in enumerate(entries, 1)],
         }

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dicenet.errors import ConfigError, DataError
 from dicenet.models.detection import DetectionNetwork, detections
 from dicenet.tasks.detect.loss import match, ssd_loss
 from dicenet.tasks.detect.metrics import DetectionMetrics
@@ -30,6 +31,19 @@ class DetectOptimisation(PyramidOptimisation):
     negatives_of_empty: bool = True
 
 
+#: Numbers with less digits than float32 would be too coarse for boxes in pixels and for priors.
+_WHOLE = ("32-true", "64-true")
+
+
+def check_precision(precision: str) -> str:
+    """Lightning's word, unchanged. Raises ConfigError for those that round the true boxes and the priors."""
+    if precision.endswith("-true") and precision not in _WHOLE:
+        raise ConfigError(
+            f"precision {precision} would round the boxes themselves: give {precision.replace('true', 'mixed')}"
+        )
+    return precision
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """Which boxes count: see :func:`dicenet.models.detection.detections`."""
@@ -48,6 +62,7 @@ class DetectTask(PyramidTask):
         class_names: of its classes, without the background.
         optimisation: how it is trained.
         thresholds: which boxes are judged.
+        plus_one: see :class:`dicenet.tasks.detect.metrics.DetectionMetrics`.
     """
 
     WITHOUT_TRUTH = "there are no boxes in them"
@@ -61,10 +76,11 @@ class DetectTask(PyramidTask):
         class_names: Sequence[str],
         optimisation: DetectOptimisation | None = None,
         thresholds: Thresholds | None = None,
+        plus_one: bool = False,
     ) -> None:
         super().__init__(net, class_names, optimisation or DetectOptimisation())
         self.thresholds = thresholds or Thresholds()
-        self.metrics = DetectionMetrics(len(self.class_names))
+        self.metrics = DetectionMetrics(len(self.class_names), plus_one)
         self.loss = loss_metric()
         self.freeze()
 
@@ -115,9 +131,20 @@ class DetectTask(PyramidTask):
         self._judge(batch)
 
     def all_scores(self) -> dict[str, Any]:
-        """What :meth:`dicenet.tasks.detect.metrics.DetectionMetrics.compute` gives, and the mean loss."""
+        """What :meth:`dicenet.tasks.detect.metrics.DetectionMetrics.compute` gives, and the mean loss.
+
+        Raises:
+            DataError: there is nothing to judge by; the message says why a picture could not be read, if one could not.
+        """
         with asked_of_all():
-            return {**self.metrics.compute(), "loss": float(self.loss.compute())}
+            loss = float(self.loss.compute())
+            try:
+                return {**self.metrics.compute(), "loss": loss}
+            except DataError as error:
+                if not self.bad_pictures:
+                    raise
+                reason = next(iter(self.bad_pictures.values()))
+                raise DataError(f"{error}; {len(self.bad_pictures)} could not be read, the first: {reason}") from error
 
     def scores(self) -> dict[str, float]:
         """Fractions of one: map50, map; the mean loss. Raises DataError if there is nothing to judge by."""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -16,11 +17,11 @@ from dicenet.engine.console import say
 from dicenet.engine.fit import FitSettings
 from dicenet.errors import ConfigError
 from dicenet.models.detection import DEFAULT_HEAD, DetectionNetwork, create_detection_model
-from dicenet.models.loading import load
+from dicenet.models.loading import load, task_of
 from dicenet.ops import flush_denormals
 from dicenet.tasks.arguments import default_workers, plain_arguments
 from dicenet.tasks.detect.priors import ENOUGH, coverage, lowest, proposed_settings, relative_boxes
-from dicenet.tasks.detect.task import TASK, DetectOptimisation, DetectTask
+from dicenet.tasks.detect.task import TASK, DetectOptimisation, DetectTask, check_precision
 from dicenet.tasks.training import Judging, Run, check_seed, chosen_parts, taken_up
 
 JUDGING = Judging("map50", "mAP@.5", ("train_loss", "val_loss", "val_map50", "val_map"))
@@ -41,7 +42,7 @@ def train(
     batch_size: int = 16,
     img_size: int | tuple[int, int] | None = None,
     head: str | None = None,
-    priors: str | tuple[float, ...] = "official",
+    priors: str | tuple[float, ...] | None = None,
     train_split: str | None = None,
     val_split: str | None = None,
     keep_empty: bool = True,
@@ -62,6 +63,7 @@ def train(
     zoom_out: float = 4.0,
     iou_crop: bool = True,
     hflip: float = 0.5,
+    vflip: float = 0.0,
     val_fraction: float = 0.2,
     seed: int = 1882,
     workers: int | None = None,
@@ -79,7 +81,7 @@ def train(
             train and val.
         model: name of the backbone, any timm model with feature maps; dicenet_100 unless weights say otherwise.
         weights: start from these: a detector, a classifier or a segmentation network of any known format, or the name
-            of an official checkpoint. For other classes what gives scores is fresh.
+            of an official checkpoint. What gives scores is fresh for other classes, the head where there is none.
         pretrained: start the backbone from its ImageNet weights, downloaded if need be.
         out: folder of the run, new or empty; runs/detect/train-<date>-<time> if not given.
         resume: a run folder: go on from its last finished epoch, with its arguments; epochs, data and how it is
@@ -88,8 +90,9 @@ def train(
         batch_size: pictures per step of a process.
         img_size: size that pictures are resized to, one number or [height, width]; that of the weights, or 300.
         head: espnet, lite or ssdlite; that of the weights, or espnet.
-        priors: sizes of the prior boxes: official (those of a detector in weights are kept), auto (chosen for the boxes
-            of the data), or seven ascending parts of the picture's side, as [0.05,0.1,0.2,0.35,0.5,0.7,1.0].
+        priors: sizes of the prior boxes: official, auto (chosen for the boxes of the data), or seven ascending parts of
+            the picture's side, as [0.05,0.1,0.2,0.35,0.5,0.7,1.0]. Without a word those of a detector in weights, or
+            else official.
         train_split: part to train on; the first there is of train, trainval, all.
         val_split: part to judge epochs by; val, or test where there is none.
         keep_empty: train on pictures without boxes too.
@@ -111,6 +114,7 @@ def train(
         zoom_out: largest factor by which pictures are shrunk into a canvas; 1: none.
         iou_crop: train on parts of pictures too.
         hflip: probability of mirroring.
+        vflip: probability of turning upside down, for pictures without an upper side, as from microscopes.
         val_fraction: part held out where the data has no val or test part.
         seed: of weights, order and augmentation.
         workers: processes that read pictures.
@@ -147,12 +151,14 @@ def train(
         freeze_norms=freeze_norms,
         negatives_of_empty=negatives_of_empty,
     )
-    augmentation = BoxAugmentation(photometric=photometric, zoom_out=zoom_out, iou_crop=iou_crop, hflip=hflip)
-    settings = FitSettings(epochs, ema, device, devices, strategy, precision, accumulate, clip)
+    augmentation = BoxAugmentation(
+        photometric=photometric, zoom_out=zoom_out, iou_crop=iou_crop, hflip=hflip, vflip=vflip
+    )
+    settings = FitSettings(epochs, ema, device, devices, strategy, check_precision(precision), accumulate, clip)
     L.seed_everything(check_seed(seed), workers=True, verbose=False)
     run = Run(TASK, config, JUDGING, settings, out, resume)
 
-    dataset = open_detection_data(data, keep_empty=keep_empty, difficult=difficult)
+    dataset = open_detection_data(data, difficult=difficult)
     train_part, val_part, judged_on = chosen_parts(
         dataset,
         train_split,
@@ -162,10 +168,15 @@ def train(
         run.console,
     )
     _say_faults({"training": train_part, judged_on: val_part}, run.console)
+    if not keep_empty:
+        pictures, train_part = len(train_part), train_part.without_empty()
+        say(run.console, f"training: {pictures - len(train_part)} pictures without boxes left out")
     net, finished = run.stored_network(DetectionNetwork, dataset.class_names)
     if net is None:
-        scales = None if isinstance(priors, str) else tuple(priors)
+        scales = None if isinstance(priors, str | None) else tuple(priors)
         net = _network(model, weights, pretrained, dataset.class_names, img_size, head, scales, run.console)
+        if priors == "official":
+            net.set_priors(replace(net.prior_settings, scales=None))
         _fit_priors(net, train_part, dataset.class_names, priors == "auto", run.console)
     preprocessing = Preprocessing.of(net.pretrained_cfg)
     # the seed moves on with the epochs, so that a resumed run does not see its first orders again
@@ -183,7 +194,7 @@ def train(
 
 def _say_faults(parts: dict[str, BoxedPictures], console: Console) -> None:
     for name, part in parts.items():
-        for reason, count in part.left_out.items():
+        for reason, count in part.left_out().items():
             say(console, f"{name}: {count} {reason}")
 
 
@@ -219,7 +230,8 @@ def _network(
         say(console, f"weights {weights}, with their classes")
     else:
         net.reset_classifier(len(class_names))
-        say(console, f"weights {weights}; what gives scores is fresh, for {len(class_names)} classes")
+        fresh = "what gives scores" if task_of(weights) == TASK else "the head"
+        say(console, f"weights {weights}; {fresh} is fresh, for {len(class_names)} classes")
     return net
 
 

@@ -2,21 +2,22 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 from torchvision.transforms import v2
 
-from dicenet.data.mask_transforms import evaluation_pair_transform
 from dicenet.data.masks import IGNORE, Mask, MaskedPictures, PairTransform
 from dicenet.data.samples import LoaderSettings, evenly_spread
 from dicenet.data.segmentation import open_segmentation_data
-from dicenet.data.transforms import Preprocessing, to_tensor
+from dicenet.data.transforms import Preprocessing, Transform, evaluation_transform, to_tensor
 from dicenet.engine.console import say, say_what_was_left_out, some
 from dicenet.engine.fit import check_device, make_trainer
 from dicenet.engine.run_folder import default_run_folder, new_run_folder
@@ -144,14 +145,14 @@ def _as_classes_of_network(mask: Mask, order: Sequence[int] | None) -> Tensor:
 
 
 def _transform(preprocessing: Preprocessing, mode: str, order: Sequence[int] | None) -> PairTransform:
-    prepare = evaluation_pair_transform(preprocessing)
-    at_its_size = v2.Compose(to_tensor(preprocessing))
+    prepare = v2.Compose(to_tensor(preprocessing)) if mode == "sliding" else evaluation_transform(preprocessing)
+    return partial(_prepared, prepare, order)
 
-    def transform(picture: Any, mask: Mask) -> tuple[Tensor, Tensor]:
-        image = at_its_size(picture) if mode == "sliding" else prepare(picture, mask)[0]
-        return image, _as_classes_of_network(mask, order)
 
-    return transform
+def _prepared(
+    prepare: Transform, order: Sequence[int] | None, picture: Image.Image, mask: Mask
+) -> tuple[Tensor, Tensor]:
+    return prepare(picture), _as_classes_of_network(mask, order)
 
 
 def _class_table(confusion: Tensor, names: Sequence[str], ious: Sequence[float | None]) -> list[dict[str, Any]]:

@@ -246,7 +246,7 @@ def _network(
         _start_small(net)
         say(console, f"weights {weights}; the last convolution is fresh, for {len(class_names)} classes")
     if img_size is not None or net.input_size is None:
-        net.set_input_size(img_size or DEFAULT_IMG_SIZE)
+        net.set_input_size(DEFAULT_IMG_SIZE if img_size is None else img_size)
     return net
 
 
