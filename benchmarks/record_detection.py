@@ -12,11 +12,4 @@ SCORES = ("map50", "map", "map75", "map50_voc07", "map50_voc10", "mar_100")
 
 if __name__ == "__main__":
     run, evaluation, out = sys.argv[1:]
-    record_pyramid(
-        Path(run),
-        Path(evaluation),
-        out,
-        "map50",
-        ("map50", "map", "map75", "map50_voc07", "map50_voc10", "mar_100"),
-        "map50",
-    )
+    record_pyramid(Path(run), Path(evaluation), out, "map50", SCORES, "map50")

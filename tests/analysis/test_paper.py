@@ -98,7 +98,7 @@ def test_every_source_says_what_it_builds():
 
 #: Multiply-adds (B) and parameters (M) that were counted elsewhere, on VOC at 300 and 512, then on COCO (SSDLite: 320).
 DETECTORS = {
-    ("torchvision: vgg16", "ssd"): ([31.37, 90.23, 34.36, 98.67], [26.3, 27.2, 34.3, 36.0]),
+    ("vgg16", "ssd"): ([31.37, 90.23, 34.36, 98.67], [26.3, 27.2, 34.3, 36.0]),
     ("mobilenetv1_100", "ssdlite"): ([1.361], [5.23]),
     ("mobilenetv2_100", "ssdlite"): ([0.848], [4.48]),
     ("mobilenetv3_large_100", "ssdlite"): ([0.667], [5.03]),

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import load_file
 from torchvision.ops import box_iou
 
@@ -58,6 +59,41 @@ SSDLITE = [
 def test_ssdlite_rows(backbone, published):
     macs = count(detector(backbone, 80, img_size=320, head="ssdlite"), (3, 320, 320)).macs_official / 1e9
     assert int(10 * macs) / 10 == published
+
+
+@pytest.mark.parametrize(("head", "side", "maps"), [("ssd300", 300, 6), ("ssd512", 512, 7)])
+def test_the_original_on_vgg(head, side, maps):
+    """With torchvision's weights it says what torchvision's network says."""
+    net = detector("vgg16", 20, head=head)
+    assert (net.input_size, len(net.map_sizes)) == ((side, side), maps)
+    assert net.prior_settings.per_position() == [4, *[6] * (maps - 3), 4, 4]
+    if head == "ssd300":
+        peer = torchvision.models.detection.ssd300_vgg16(weights=None, weights_backbone=None, num_classes=21).eval()
+        state = peer.state_dict()
+        net.backbone.layers.load_state_dict({k[9:]: v for k, v in state.items() if k.startswith("backbone.")})
+        for ours, theirs in (("scores", "classification"), ("boxes", "regression")):
+            prefix = f"head.{theirs}_head.module_list."
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            getattr(net.head.predictors, ours).load_state_dict(own)
+        x = random_picture(300, 300)
+        with torch.no_grad():
+            expected = peer.head(list(peer.backbone(x).values()))
+            scores, codes = net(x)
+        torch.testing.assert_close(scores, expected["cls_logits"])
+        torch.testing.assert_close(codes, expected["bbox_regression"])
+
+
+@pytest.mark.slow  # a file of 80 MB
+def test_files_of_the_original_on_vgg(tmp_path):
+    net = detector("vgg11", head="ssd300")
+    dicenet.save(net, tmp_path / "vgg.safetensors", ["a", "b", "c"])
+    again = dicenet.load(tmp_path / "vgg.safetensors").eval()
+    x = random_picture(300, 300)
+    with torch.no_grad():
+        for found, expected in zip(again(x), net(x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    again.reset_classifier(7)
+    assert again(x)[0].shape == (1, 8732, 8)
 
 
 # -- priors and codes
@@ -277,7 +313,9 @@ def test_export(backbone, head, side):
 
 
 def test_wrong_networks():
-    with pytest.raises(dicenet.ConfigError, match="head 'yolo' is unknown: choose one of espnet, lite, ssdlite"):
+    with pytest.raises(
+        dicenet.ConfigError, match="head 'yolo' is unknown: choose one of espnet, lite, ssdlite, ssd300"
+    ):
         detector(head="yolo")
     with pytest.raises(dicenet.ConfigError, match="at least 1 class, got 0"):
         detector(classes=0)
@@ -287,6 +325,8 @@ def test_wrong_networks():
         detector("vit_tiny_patch16_224")
     with pytest.raises(dicenet.ConfigError, match="img_size must be at least 32"):
         detector(img_size=0)
+    with pytest.raises(dicenet.ConfigError, match=r"stands on VGG \(vgg16\), not on dicenet_020"):
+        detector(head="ssd512")
     with pytest.raises(dicenet.ConfigError, match="out_indices cannot be chosen"):
         detector(out_indices=(1,))
 

@@ -9,13 +9,20 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from dicenet.classes import VOC_OBJECTS
 from dicenet.errors import ConfigError
-from dicenet.models.detection_heads import HEADS, SSDHead
+from dicenet.models.detection_heads import HEADS, PlainHead, SSDHead
 from dicenet.models.network import ImgSize, pair
 from dicenet.models.priors import PriorSettings, decode, prior_boxes
-from dicenet.models.pyramid import PyramidNetwork, backbone_arguments, build_backbone, check_maps, pyramid_levels
+from dicenet.models.pyramid import (
+    PyramidNetwork,
+    backbone_arguments,
+    build_backbone,
+    check_backbone,
+    check_maps,
+    pyramid_levels,
+)
 from dicenet.models.registry import ROWS
+from dicenet.models.vgg import VGGPyramid, vgg_pyramid
 
-DEFAULT_IMG_SIZE = 300
 DEFAULT_HEAD = "espnet"
 #: Most candidates of a class that non-maximum suppression sees, as in torchvision.
 CANDIDATES = 400
@@ -116,7 +123,7 @@ class DetectionNetwork(PyramidNetwork):
 
     def map_channels(self) -> list[int]:
         """Channels of the backbone's maps."""
-        return self.backbone.widths if isinstance(self.backbone, Expanded) else super().map_channels()
+        return self.backbone.widths if isinstance(self.backbone, Expanded | VGGPyramid) else super().map_channels()
 
     def set_input_size(self, img_size: ImgSize) -> None:
         """Change the size that pictures must be resized to, and with it the priors."""
@@ -251,7 +258,9 @@ def detection_backbone(name: str, head: str, **arguments: Any) -> nn.Module:
         ConfigError: there is no such head, or the model lacks the maps.
         WeightsError: its weights cannot be had.
     """
-    levels, wanted = pyramid_levels(name, **arguments), HEADS[check_head(head)].reductions
+    if HEADS[check_head(head)].build is PlainHead:
+        return vgg_pyramid(check_backbone(name), head == "ssd512", **arguments)
+    levels, wanted = pyramid_levels(name, **arguments), HEADS[head].reductions
     if missing := [reduction for reduction in wanted if reduction not in levels]:
         raise ConfigError(
             f"{name} has maps at 1/{', 1/'.join(map(str, levels))} of the picture: the head {head} needs one at "
@@ -280,10 +289,11 @@ def create_detection_model(
     Args:
         backbone: name of a timm model that gives feature maps: ours, MobileNets, ResNets, ...
         num_classes: classes of objects, without the background; PASCAL VOC's 20 if not given.
-        img_size: size that pictures are resized to, one number or (height, width); the priors are made for it. 300, or
-            that of the tag.
+        img_size: size that pictures are resized to, one number or (height, width); the priors are made for it. 512 for
+            the head ``ssd512``, else 300, or that of the tag.
         head: ``espnet``, ESPNetv2's detector, which the paper's Table 6 was counted with on ``dicenet_200``; ``lite``,
-            with which ``dicenet_240`` costs as much; ``ssdlite``, as for MobileNets.
+            with which ``dicenet_240`` costs as much; ``ssdlite``, as for MobileNets; ``ssd300`` and ``ssd512``, the
+            original one on VGG (``vgg16``).
         scales: sizes of the priors as parts of the picture's side, one more than there are maps; the official ones if
             not given.
         pretrained: True starts the backbone from its ImageNet weights (timm's; for ours the official ones); a tag such
@@ -307,10 +317,11 @@ def create_detection_model(
         net = load(f"{backbone}.{pretrained}", task="detect", in_chans=in_chans, **options)
         assert isinstance(net, DetectionNetwork)
         return net
-    name, img_size = backbone.split(".")[0], DEFAULT_IMG_SIZE if img_size is None else img_size
+    name = backbone.split(".")[0]
+    img_size = HEADS[check_head(head)].img_size if img_size is None else img_size
     arguments = backbone_arguments(backbone, backbone_img_size, backbone_args)
     pyramid = detection_backbone(backbone, head, pretrained=pretrained, in_chans=in_chans, **arguments)
-    if name not in ROWS:
+    if name not in ROWS and not isinstance(pyramid, VGGPyramid):
         plain = pyramid.pyramid if isinstance(pyramid, Expanded) else pyramid
         check_maps(plain, name, (in_chans, *pair(img_size)))
     settings = PriorSettings(HEADS[head].ratios, scales)

@@ -1,6 +1,6 @@
-"""SSD heads on three maps of a backbone: from maps to the scores and codes of all priors (paper, section 7.1).
+"""SSD heads on maps of a backbone: from maps to the scores and codes of all priors (paper, section 7.1).
 
-Three forms, which the paper's Table 6 was counted with (:data:`HEADS`).
+Four forms, which the paper's Table 6 was counted with (:data:`HEADS`).
 """
 
 import math
@@ -227,6 +227,27 @@ class SSDLiteHead(SSDHead):
         return maps
 
 
+# -- the original
+
+
+class PlainHead(SSDHead):
+    """The original SSD's: a 3x3 convolution on each of the backbone's maps (Liu et al. 2016, section 2.1).
+
+    Args:
+        channels: of the maps.
+        per_position: priors at each position of each map.
+        num_scores: classes, with the background.
+    """
+
+    def __init__(self, channels: Sequence[int], per_position: Sequence[int], num_scores: int) -> None:
+        super().__init__()
+        self.predictors = Predictors(channels, per_position, num_scores, partial(nn.Conv2d, kernel_size=3, padding=1))
+
+    def maps(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
+        """The maps that are predicted from, the largest first."""
+        return list(pyramid)
+
+
 class HeadForm(NamedTuple):
     """A kind of head: what it is built by, the maps that it takes, and its priors' aspect ratios.
 
@@ -234,11 +255,13 @@ class HeadForm(NamedTuple):
         build: from channels, priors at each position, and scores.
         reductions: parts of the picture's side that the backbone's maps have.
         ratios: aspect ratios of the priors of each map.
+        img_size: of pictures, unless another is given.
     """
 
     build: Callable[..., SSDHead]
     reductions: tuple[int, ...]
     ratios: tuple[tuple[float, ...], ...]
+    img_size: int = 300
 
     @property
     def first_level(self) -> int:
@@ -250,4 +273,7 @@ HEADS = {
     "espnet": HeadForm(ESPNetHead, (8, 16, 32), (_MANY,) * 6),
     "lite": HeadForm(LiteHead, (8, 16, 32), (_FEW, _MANY, _MANY, _MANY, _FEW, _FEW)),
     "ssdlite": HeadForm(SSDLiteHead, (16, 32), (_MANY,) * 6),
+    # VGG's own layers give the further maps
+    "ssd300": HeadForm(PlainHead, (8,), (_FEW, _MANY, _MANY, _MANY, _FEW, _FEW)),
+    "ssd512": HeadForm(PlainHead, (8,), (_FEW, _MANY, _MANY, _MANY, _MANY, _FEW, _FEW), 512),
 }

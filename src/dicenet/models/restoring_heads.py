@@ -10,7 +10,6 @@ from dicenet.classes import CITYSCAPES, VOC, VOC_OBJECTS, coco_objects
 from dicenet.errors import WeightsError
 from dicenet.models.detection import (
     DEFAULT_HEAD,
-    DEFAULT_IMG_SIZE,
     DetectionNetwork,
     check_head,
     detection_backbone,
@@ -160,15 +159,15 @@ def restore_detection(checkpoint: Checkpoint, overrides: dict[str, Any]) -> Dete
     num_classes = given.pop("num_classes", stored.get("num_classes"))
     if num_classes is None:
         raise WeightsError(f"{checkpoint.name} is no detector: pass num_classes= to use it as the backbone")
-    head = given.pop("head", stored.get("head", DEFAULT_HEAD))
+    head = check_head(given.pop("head", stored.get("head", DEFAULT_HEAD)))
     if stored and head != stored["head"]:
         raise WeightsError(f"{checkpoint.name} holds the head {stored['head']}, not {head}: leave out head")
-    img_size = given.pop("img_size", None) or (_input_size_of(checkpoint) if stored else DEFAULT_IMG_SIZE)
+    img_size = given.pop("img_size", None) or (_input_size_of(checkpoint) if stored else HEADS[head].img_size)
     if img_size is None:
         raise WeightsError(f"{checkpoint.name} does not say for which size of pictures it was trained: pass img_size=")
     scales = given.pop("scales", stored.get("scales"))
     settings = PriorSettings(
-        tuple(tuple(ratios) for ratios in stored.get("ratios", HEADS[check_head(head)].ratios)),
+        tuple(tuple(ratios) for ratios in stored.get("ratios", HEADS[head].ratios)),
         None if scales is None else tuple(scales),
     )
     architecture, args = model_args_of(recognised, checkpoint, given.get("stem"))

@@ -9,11 +9,9 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-import torchvision
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torchvision.models.detection.ssd import SSDFeatureExtractorVGG, SSDHead
 
 from dicenet.analysis.count import Cost, count_with_results
 from dicenet.analysis.paper.entries import TOLERANCE
@@ -41,8 +39,6 @@ SCORES = {"VOC": 21, "COCO": 81}
 #: DiCENet's mAP on COCO, as the paper's text compares it.
 DICENET_MAP = 25.1
 VGG = "vgg16"
-#: Priors at each position of the maps of VGG's detectors, by the number of maps: of 300 pixels, of 512.
-_VGG_PRIORS = {6: [4, 6, 6, 6, 4, 4], 7: [4, 6, 6, 6, 6, 4, 4]}
 _PAPER, _AUTHORS = "the paper", "the authors' checkpoints"
 
 
@@ -51,8 +47,8 @@ class Detector(NamedTuple):
 
     Attributes:
         backbone: what the paper calls it.
-        network: its name in timm, or :data:`VGG`.
-        head: one of :data:`dicenet.models.detection_heads.HEADS`; of VGG torchvision's.
+        network: its name in timm.
+        head: one of :data:`dicenet.models.detection_heads.HEADS`; ``ssd`` for that of VGG at each size.
         paper: the paper's multiply-adds in billions, by data set and side of the picture.
         paper_map: the paper's mAP on COCO in per cent, where it was at hand.
         note: why the count is off by more than 3 %, or what else must be known.
@@ -98,23 +94,13 @@ def _detector(network: str, head: str) -> DetectionNetwork:
     return create_detection_model(network, head=head).to("meta")
 
 
-def _vgg(side: int) -> nn.Module:
-    with torch.device("meta"):
-        return SSDFeatureExtractorVGG(torchvision.models.vgg16().features, highres=side > 300)
-
-
 @cache
 def _maps(network: str, head: str, side: int) -> tuple[Cost, list[Tensor]]:
     """Cost of a backbone, and its maps."""
-    backbone = _vgg(side) if network == VGG else _detector(network, head).backbone
-    cost, maps = count_with_results(backbone, torch.empty(1, 3, side, side, device="meta"))
-    return cost, list(maps.values()) if isinstance(maps, dict) else maps
+    return count_with_results(_detector(network, head).backbone, torch.empty(1, 3, side, side, device="meta"))
 
 
-def _head(network: str, head: str, maps: Sequence[Tensor], scores: int) -> nn.Module:
-    if network == VGG:
-        with torch.device("meta"):
-            return SSDHead([x.shape[1] for x in maps], _VGG_PRIORS[len(maps)], scores)
+def _head(network: str, head: str, scores: int) -> nn.Module:
     net = _detector(network, head)
     net.reset_classifier(scores - 1)
     return net.head
@@ -125,13 +111,14 @@ def detector_cost(network: str, head: str, side: int, scores: int) -> Cost:
     """Cost of a detector for a square picture, counted once in a process.
 
     Args:
-        network: a timm model, or :data:`VGG`.
+        network: a timm model.
         head: as in :class:`Detector`.
         side: of the picture.
         scores: classes, with the background.
     """
-    below, maps = _maps(network, head, side)
-    above, _ = count_with_results(_head(network, head, maps, scores), maps)
+    form = f"ssd{side}" if head == "ssd" else head
+    below, maps = _maps(network, form, side)
+    above, _ = count_with_results(_head(network, form, scores), maps)
     return Cost(below.parameters + above.parameters, below.macs + above.macs, below.macs_official + above.macs_official)
 
 
@@ -165,7 +152,7 @@ def _row(detector: Detector, data: str, side: int) -> dict[str, Any]:
     mean_precision, whose = _published_map(detector, data, side)
     return {
         "backbone": detector.backbone,
-        "network": f"{'torchvision: ' if detector.network == VGG else ''}{detector.network}",
+        "network": detector.network,
         "head": detector.head,
         "input": side,
         "data": data,
