@@ -23,4 +23,4 @@ train camvid_voc --weights "$voc"
 [ -e runs/peer.safetensors ] || python benchmarks/camvid_peer.py runs/peer.safetensors
 train camvid_peer --model shufflenetv2_sep_146 --weights runs/peer.safetensors
 train camvid_random --model dicenet_100 --decoder-channels 10
-python benchmarks/camvid_plot.py
+python benchmarks/pyramid_plot.py camvid

@@ -14,7 +14,13 @@ from dicenet.models.detection import DetectionNetwork, detections
 from dicenet.models.detection_heads import HEADS
 from dicenet.models.priors import PriorSettings, corners, decode, encode, prior_boxes
 
-FORMS = [("dicenet_020", "espnet"), ("dicenet_020", "lite"), ("mobilenetv2_050", "ssdlite"), ("dicenet_020", "ssdlite")]
+FORMS = [
+    ("dicenet_020", "espnet"),
+    ("dicenet_020", "lite"),
+    ("mobilenetv2_050", "fpnlite"),
+    ("mobilenetv2_050", "ssdlite"),
+    ("dicenet_020", "ssdlite"),
+]
 
 
 def detector(backbone="dicenet_020", classes=3, **arguments):
@@ -59,6 +65,17 @@ SSDLITE = [
 def test_ssdlite_rows(backbone, published):
     macs = count(detector(backbone, 80, img_size=320, head="ssdlite"), (3, 320, 320)).macs_official / 1e9
     assert int(10 * macs) / 10 == published
+
+
+def test_fpnlite_looks_down():
+    """What the first map says depends on the whole picture: the smallest of the backbone's maps is part of it."""
+    net = detector(head="fpnlite")
+    maps = [x.detach().requires_grad_() for x in net.backbone(random_picture(300, 300))]
+    scores, _ = net.head(maps)
+    scores[0, : 4 * 38 * 38].sum().backward()
+    assert all(x.grad.abs().sum() > 0 for x in maps)
+    assert net.map_sizes == [(38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1)]
+    assert len(net.priors) == 8732
 
 
 @pytest.mark.parametrize(("head", "side", "maps"), [("ssd300", 300, 6), ("ssd512", 512, 7)])
@@ -314,7 +331,7 @@ def test_export(backbone, head, side):
 
 def test_wrong_networks():
     with pytest.raises(
-        dicenet.ConfigError, match="head 'yolo' is unknown: choose one of espnet, lite, ssdlite, ssd300"
+        dicenet.ConfigError, match="head 'yolo' is unknown: choose one of espnet, lite, fpnlite, ssdlite, ssd300"
     ):
         detector(head="yolo")
     with pytest.raises(dicenet.ConfigError, match="at least 1 class, got 0"):

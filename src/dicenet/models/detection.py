@@ -292,8 +292,8 @@ def create_detection_model(
         img_size: size that pictures are resized to, one number or (height, width); the priors are made for it. 512 for
             the head ``ssd512``, else 300, or that of the tag.
         head: ``espnet``, ESPNetv2's detector, which the paper's Table 6 was counted with on ``dicenet_200``; ``lite``,
-            with which ``dicenet_240`` costs as much; ``ssdlite``, as for MobileNets; ``ssd300`` and ``ssd512``, the
-            original one on VGG (``vgg16``).
+            with which ``dicenet_240`` costs as much; ``fpnlite``, which joins each map with those below it;
+            ``ssdlite``, as for MobileNets; ``ssd300`` and ``ssd512``, the original one on VGG (``vgg16``).
         scales: sizes of the priors as parts of the picture's side, one more than there are maps; the official ones if
             not given.
         pretrained: True starts the backbone from its ImageNet weights (timm's; for ours the official ones); a tag such

@@ -89,7 +89,7 @@ def train(
         epochs: passes over the training pictures.
         batch_size: pictures per step of a process.
         img_size: size that pictures are resized to, one number or [height, width]; that of the weights, or 300.
-        head: espnet, lite, ssdlite, or on vgg16 ssd300 or ssd512; that of the weights, or espnet.
+        head: espnet, lite, fpnlite, ssdlite, or on vgg16 ssd300 or ssd512; that of the weights, or espnet.
         priors: sizes of the prior boxes: official, auto (chosen for the boxes of the data), or seven ascending parts of
             the picture's side, as [0.05,0.1,0.2,0.35,0.5,0.7,1.0]. Without a word those of a detector in weights, or
             else official.
