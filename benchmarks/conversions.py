@@ -11,7 +11,7 @@ import timm
 import torchvision
 
 import dicenet
-from dicenet.analysis.machine import machine, write_csv
+from dicenet.engine.machine import machine, write_csv
 
 NETWORKS = (
     *("timm/mobilenetv1_100", "timm/mobilenetv2_100", "timm/mobilenetv3_large_100", "timm/mobilenetv4_conv_small"),

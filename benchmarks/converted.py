@@ -20,7 +20,7 @@ from torch import nn
 
 import dicenet
 from dicenet.analysis.count import count
-from dicenet.analysis.machine import machine, write_csv
+from dicenet.engine.machine import machine, write_csv
 
 NETWORK, SIZE, EPOCHS, BATCH = "mobilenetv2_100", 64, 2, 128
 

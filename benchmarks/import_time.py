@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from dicenet.analysis.machine import machine, write_csv
+from dicenet.engine.machine import machine, write_csv
 
 COMMANDS = {
     "import timm": [sys.executable, "-c", "import timm"],

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from dicenet.analysis.machine import machine, write_csv
 from dicenet.analysis.speed.process import keep_freed_memory
 from dicenet.analysis.speed.timing import Call, Pace, interleave, summarise
+from dicenet.engine.machine import machine, write_csv
 
 VALID = 3
 MOST = 6

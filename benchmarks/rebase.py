@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 import dicenet
-from dicenet.analysis.machine import machine, write_csv
 from dicenet.data.classification import open_classification_data
 from dicenet.data.samples import LoaderSettings
 from dicenet.data.transforms import Preprocessing, evaluation_transform
+from dicenet.engine.machine import machine, write_csv
 
 SIZES = (32, 36, 40, 48)
 

@@ -14,7 +14,7 @@ import yaml
 
 import dicenet
 from dicenet.analysis.count import count
-from dicenet.analysis.machine import machine, write_csv
+from dicenet.engine.machine import machine, write_csv
 
 
 def read(run: Path, evaluation: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, str]], Any]:

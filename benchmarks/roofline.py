@@ -25,8 +25,8 @@ import timm
 import torch
 
 import dicenet
-from dicenet.analysis.machine import machine, write_csv
 from dicenet.analysis.speed.process import keep_freed_memory
+from dicenet.engine.machine import machine, write_csv
 from dicenet.optimize.network import PlannedPart
 from dicenet.optimize.steps import FIELDS, Kind, Plan
 

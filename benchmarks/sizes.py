@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 
 import dicenet
 from dicenet.analysis.count import count
-from dicenet.analysis.machine import machine, write_csv
 from dicenet.data.classification import open_classification_data
 from dicenet.data.samples import LoaderSettings
 from dicenet.data.transforms import Preprocessing, evaluation_transform
+from dicenet.engine.machine import machine, write_csv
 from dicenet.engine.run_folder import BEST, read_config
 from dicenet.tasks.drawing import png
 from dicenet.weights.files import write_bytes

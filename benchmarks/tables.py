@@ -5,11 +5,11 @@ python benchmarks/tables.py    # three minutes; writes results/tables/*.csv, doc
 
 from pathlib import Path
 
-from dicenet.analysis.machine import write_csv
 from dicenet.analysis.paper import figure8, figures, table6
 from dicenet.analysis.paper.claims import claim_rows
 from dicenet.analysis.paper.entries import TABLES
 from dicenet.analysis.paper.tables import readable, table_rows, write
+from dicenet.engine.machine import write_csv
 from dicenet.tasks.drawing import png
 from dicenet.weights.files import write_bytes
 

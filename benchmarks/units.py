@@ -17,8 +17,8 @@ from small_pictures import read, top1, train
 from torch import nn
 
 from dicenet.analysis.count import count
-from dicenet.analysis.machine import machine, write_csv
 from dicenet.analysis.paper.entries import TABLES, Source
+from dicenet.engine.machine import machine, write_csv
 from dicenet.models.resnet import ResNet, ResNetRow
 from dicenet.models.shufflenetv2 import ShuffleNetV2, ShuffleNetV2Row
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dicenet.analysis.machine import write_csv
+from dicenet.engine.machine import write_csv
 
 BEST = "best"  # the best mode of PyTorch
 

@@ -7,7 +7,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from dicenet.analysis.machine import machine, write_csv
+from dicenet.engine.machine import machine, write_csv
 from dicenet.tasks.segment.evaluate import evaluate
 from dicenet.weights.catalogue import find_file
 

@@ -23,3 +23,7 @@ class WeightsError(DicenetError):
 
 class TrainingError(DicenetError):
     """A training run cannot go on (loss no longer finite, nowhere to write)."""
+
+
+class StoppedError(DicenetError):
+    """A training run was asked to stop (SIGTERM) and can go on from its folder."""

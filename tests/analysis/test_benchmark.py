@@ -17,12 +17,12 @@ import yaml
 from PIL import Image
 
 import dicenet_cli
-from dicenet.analysis.machine import commit, machine
 from dicenet.analysis.speed import measure_latency, modes, networks, timing
 from dicenet.analysis.speed.measure import _Batch, difference
 from dicenet.analysis.speed.process import MemoryMeter, chosen_core, staying_on
 from dicenet.analysis.speed.results import Baseline, best_of, compared
 from dicenet.analysis.speed.timing import Pace, interleave
+from dicenet.engine.machine import commit, machine
 from dicenet.errors import ConfigError
 from dicenet.weights import catalogue
 

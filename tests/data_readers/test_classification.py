@@ -131,8 +131,8 @@ def test_every_sample_is_read_once_by_all_readers_together(tmp_path, monkeypatch
     seen, trained = [], []
     for rank in range(world):
         monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-        evaluation = module.ShardBatches(part, TRANSFORM, False, LoaderSettings(2), workers)
-        training = module.ShardBatches(part, TRANSFORM, True, LoaderSettings(2), workers)
+        evaluation = module.ShardBatches(part, TRANSFORM, False, LoaderSettings(2, workers))
+        training = module.ShardBatches(part, TRANSFORM, True, LoaderSettings(2, workers))
         batches = trained_batches = 0
         for worker in range(workers):
             monkeypatch.setattr(module, "get_worker_info", lambda worker=worker: SimpleNamespace(id=worker))
@@ -145,7 +145,7 @@ def test_every_sample_is_read_once_by_all_readers_together(tmp_path, monkeypatch
         assert batches == len(evaluation)
         assert trained_batches == len(training)
     assert len(seen) == len(set(seen)) == 7 * files
-    assert len(trained) == 2 * world * (7 * files // (2 * world))
+    assert len(trained) == len(set(trained)) == 2 * world * (7 * files // (2 * world)), "none twice in training either"
 
 
 def test_shards_of_cifar10(shared):

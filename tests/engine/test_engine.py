@@ -1,7 +1,9 @@
 """Schedules by hand and against the official code's, run folders, and what a stopped and resumed training keeps."""
 
 import csv
+import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -132,7 +134,7 @@ def test_resumed_run_ends_like_an_unbroken_one_would_be_scheduled(tmp_path, monk
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("dicenet.engine.fit.write_bytes", stop_after_two)
+        patch.setattr("dicenet.engine.checkpoints.write_bytes", stop_after_two)
         with pytest.raises(KeyboardInterrupt):
             train(stopped, epochs=3)
     assert torch.load(stopped / "last.ckpt", weights_only=True)["epoch"] == 1
@@ -191,24 +193,70 @@ def test_a_network_that_gives_no_numbers_is_not_saved(tmp_path, monkeypatch):
     assert not (tmp_path / "run/best.safetensors").exists()
 
 
-def test_reading_processes_of_several_ranks_draw_differently(monkeypatch):
-    """Lightning's seeding of reading processes, which a start of our own must not replace."""
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
+class Pictures(torch.utils.data.Dataset):
+    """Pictures that show nothing but chance."""
 
-    class Drawn(torch.utils.data.Dataset):
-        def __len__(self):
-            return 3
+    def __init__(self, count):
+        self.count = count
 
-        def __getitem__(self, index):
-            return {"name": str(index), "image": torch.rand(()), "target": 0}
+    def __len__(self):
+        return self.count
 
-    def draws(rank):
-        monkeypatch.setattr(rank_zero_only, "rank", rank, raising=False)
-        torch.manual_seed(0)
-        (batch,) = batches(Drawn(), True, LoaderSettings(3, workers=1), collate)
-        return batch["image"].tolist()
+    def __getitem__(self, index):
+        values = torch.rand(()), torch.tensor(random.random()), torch.tensor(np.random.rand())  # noqa: NPY002
+        return {"name": str(index), "image": torch.stack([v.double() for v in values]), "target": index}
 
-    monkeypatch.setenv("PL_SEED_WORKERS", "1")
-    first = draws(0)
-    assert draws(0) == first
-    assert set(draws(1)).isdisjoint(first)
+
+def drawn(loader):
+    """Names and values of all pictures of a pass."""
+    return [(n, v) for batch in loader for n, v in zip(batch["name"], batch["image"].tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_order_and_augmentation_depend_on_the_seed_the_epoch_and_the_picture(workers):
+    loader = batches(Pictures(11), True, LoaderSettings(3, workers, seed=5), collate)
+    first, second = drawn(loader), drawn(loader)
+    assert len({n for n, _ in first}) == 9, "whole batches"
+    assert [n for n, _ in first] != [n for n, _ in second]
+    assert all(v != dict(second).get(n) for n, v in first), "each epoch augments otherwise"
+    assert len({tuple(v) for _, v in first}) == 9
+    torch.manual_seed(99)
+    again = batches(Pictures(11), True, LoaderSettings(3, 0, seed=5), collate)
+    assert drawn(again) == first, "whatever reads it"
+    again.order.set_epoch(1)
+    assert drawn(again) == second
+    assert drawn(batches(Pictures(11), True, LoaderSettings(3, 0, seed=6), collate)) != first
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_goes_on_where_it_stopped(workers):
+    loader = batches(Pictures(20), True, LoaderSettings(3, workers, seed=5), collate)
+    drawn(loader)
+    whole = drawn(loader)
+    other = batches(Pictures(20), True, LoaderSettings(3, workers, seed=5), collate)
+    other.order.set_epoch(1)
+    iterator = iter(other)
+    start = [next(iterator) for _ in range(2)]
+    state = other.state_dict()
+    assert state == {"epoch": 1, "batches": 2, "devices": 1}
+    resumed = batches(Pictures(20), True, LoaderSettings(3, workers, seed=5), collate)
+    resumed.load_state_dict(state)
+    resumed.order.set_epoch(1)
+    assert drawn(start) + drawn(resumed) == whole
+    assert resumed.state_dict()["epoch"] == 2, "the next pass is the next epoch"
+    with pytest.raises(dicenet.ConfigError, match="goes on with as many devices only: resume it with --devices 4"):
+        resumed.load_state_dict({"epoch": 1, "batches": 2, "devices": 4})
+    resumed.load_state_dict({"epoch": 1, "batches": 0, "devices": 4})
+
+
+def test_processes_see_together_what_one_process_sees(monkeypatch):
+    """A step of two processes with batches of 2 has the pictures of a step of one with 4."""
+    alone = [set(b["name"]) for b in batches(Pictures(17), True, LoaderSettings(4, seed=5), collate)]
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        shares.append([set(b["name"]) for b in batches(Pictures(17), True, LoaderSettings(2, seed=5), collate)])
+    assert [first | second for first, second in zip(*shares, strict=True)] == alone
+    assert all(first.isdisjoint(second) for first, second in zip(*shares, strict=True))

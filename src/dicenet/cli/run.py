@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import docstring_parser
 import jsonargparse
 import torch
 
-from dicenet.errors import DicenetError
+from dicenet.errors import DicenetError, StoppedError
 
 
 class Command(NamedTuple):
@@ -121,6 +122,9 @@ def run(arguments: list[str], word_given: bool) -> int:
         return 0
     except jsonargparse.ArgumentError as error:
         return _failed(_parser_message(error), debug)
+    except StoppedError as error:
+        _failed(_one_line(error), debug)
+        return 128 + signal.SIGTERM
     except DicenetError as error:
         return _failed(_one_line(error), debug)
     except OSError as error:

@@ -4,7 +4,6 @@ The sampler and the batches at the end serve classes, masks and boxes alike.
 """
 
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ import numpy as np
 import torch
 import torch.distributed
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 
+from dicenet.data.seeding import derived_seed, seed_chance
 from dicenet.data.transforms import Transform
 from dicenet.errors import ConfigError, DataError
 
@@ -83,15 +83,7 @@ class SampleList(Dataset[dict[str, Any]]):
 
 
 def quiet_worker(number: int) -> None:
-    """Start of a reading process: it says nothing of a main process that no longer listens, as after Ctrl-C.
-
-    It is seeded as Lightning seeds those that have no start of their own: each draws other augmentations.
-    """
-    if os.environ.get("PL_SEED_WORKERS") == "1":
-        # late: only training has set it, and has imported this
-        from lightning.fabric.utilities.seed import pl_worker_init_function
-
-        pl_worker_init_function(number)
+    """Start of a reading process: it says nothing of a main process that no longer listens, as after Ctrl-C."""
     usual = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -132,23 +124,30 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return joined(items, default_collate)
 
 
-class EachOnce(DistributedSampler[Any]):
+def process_share() -> tuple[int, int]:
+    """Number of this process among those that compute together, and how many they are."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+class EachOnce(Sampler[int]):
     """Gives each process its share of the pictures, none twice: padding would count some pictures double.
 
-    It is a DistributedSampler so that Lightning leaves it in place. The processes are asked for when it is used, they
-    need not exist before.
+    The processes are asked for when it is used, they need not exist before.
     """
 
     def __init__(self, data: Dataset[Any]) -> None:
-        super().__init__(data, num_replicas=1, rank=0, shuffle=False)
+        self.data = data
 
     def _indices(self) -> range:
-        ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank, count = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if ready else (0, 1)
-        pictures = len(self.dataset)  # type: ignore[arg-type]
-        if pictures < count:  # Lightning cannot wait for a process that has nothing to do
-            raise DataError(f"too few pictures to judge by ({pictures}) for {count} processes: give fewer --devices")
-        return range(rank, pictures, count)
+        rank, processes = process_share()
+        pictures = len(self.data)  # type: ignore[arg-type]
+        if pictures < processes:  # Lightning cannot wait for a process that has nothing to do
+            raise DataError(
+                f"too few pictures to judge by ({pictures}) for {processes} processes: give fewer --devices"
+            )
+        return range(rank, pictures, processes)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._indices())
@@ -157,23 +156,134 @@ class EachOnce(DistributedSampler[Any]):
         return len(self._indices())
 
 
+class Draw(NamedTuple):
+    """A picture in an epoch: what its augmentation depends on."""
+
+    epoch: int
+    picture: int
+
+
+class ShuffledBatches(Sampler[list[Draw]]):
+    """The batches of an epoch, whole and equally many for each process; what is left over has its turn in others.
+
+    Together the processes see in each step what one process with batches as large as all of theirs would see. The
+    order depends on the seed and the epoch alone. It can begin behind some of the batches.
+
+    Args:
+        pictures: in all processes; fewer than a batch make one smaller batch.
+        batch_size: of a process.
+        seed: of the order.
+    """
+
+    def __init__(self, pictures: int, batch_size: int, seed: int) -> None:
+        self.pictures = pictures
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.done = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins, from 0."""
+        if epoch != self.epoch:
+            self.epoch, self.done = epoch, 0
+
+    def __len__(self) -> int:
+        return max(1, self.pictures // (self.batch_size * process_share()[1]))
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        rank, processes = process_share()
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "order", self.epoch))
+        order = torch.randperm(self.pictures, generator=generator).tolist()[rank::processes]
+        for batch in range(self.done, len(self)):
+            pictures = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [Draw(self.epoch, picture) for picture in pictures]
+
+
+class Drawn(Dataset[dict[str, Any]]):
+    """Pictures whose augmentation depends on the seed, the epoch and the picture alone.
+
+    Args:
+        data: pictures by index.
+        seed: of the augmentation.
+    """
+
+    def __init__(self, data: Dataset[dict[str, Any]], seed: int) -> None:
+        self.data = data
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        seed_chance(derived_seed(self.seed, "picture", *draw))
+        return self.data[draw.picture]
+
+
+class ResumableLoader(DataLoader[Any]):
+    """Batches to train on that can begin within an epoch; each pass is the next epoch.
+
+    Lightning keeps its state with that of the training.
+
+    The state is the epoch, how many of its batches were given out, and who read them.
+
+    Args:
+        data: as of torch's loader.
+        order: what has ``epoch``, ``set_epoch`` and ``done``, the number of batches to begin behind.
+        options: of torch's loader.
+    """
+
+    def __init__(self, data: Any, order: Any, **options: Any) -> None:
+        super().__init__(data, generator=torch.Generator(), **options)  # of its own: torch draws a number from it
+        self.order = order
+        self.given = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.given = self.order.done
+        for batch in super().__iter__():
+            self.given += 1
+            yield batch
+        self.order.set_epoch(self.order.epoch + 1)
+        self.given = 0
+
+    def _readers(self) -> dict[str, int]:
+        """What the order depends on beside the seed: shards are shared out to those that read them."""
+        workers = {"workers": self.num_workers} if isinstance(self.dataset, IterableDataset) else {}
+        return {"devices": process_share()[1], **workers}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {"epoch": self.order.epoch, "batches": self.given, **self._readers()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Begin where another loader stopped.
+
+        Raises:
+            ConfigError: it stopped within an epoch that other processes cannot go on with.
+        """
+        self.order.epoch, self.order.done = state["epoch"], state["batches"]
+        for name, number in self._readers().items():
+            if 0 < state["batches"] < len(self) and state.get(name) != number:
+                raise ConfigError(
+                    f"the run stopped within an epoch, which goes on with as many {name} only: resume it with "
+                    f"--{name} {state.get(name)}, not with {number}"
+                )
+
+
 def batches(
     data: Dataset[dict[str, Any]], train: bool, settings: LoaderSettings, collate_fn: Callable[[Sequence[Any]], Any]
 ) -> "DataLoader[Any]":
     """Batches of whole pictures: for training shuffled and equally many; else in order, each picture once."""
-    return DataLoader(
-        data,
-        batch_size=settings.batch_size,
-        shuffle=train,
-        sampler=None if train else EachOnce(data),
-        # a smaller last batch would unsettle the norms; a set smaller than one batch has nothing else
-        drop_last=train and len(data) > settings.batch_size,  # type: ignore[arg-type]
-        num_workers=settings.workers,
-        worker_init_fn=quiet_worker,
-        persistent_workers=settings.workers > 0,
-        collate_fn=collate_fn,
-        generator=torch.Generator().manual_seed(settings.seed) if train else None,
-    )
+    reading: dict[str, Any] = {
+        "num_workers": settings.workers,
+        "worker_init_fn": quiet_worker,
+        "persistent_workers": settings.workers > 0,
+        "collate_fn": collate_fn,
+    }
+    if not train:
+        return DataLoader(data, batch_size=settings.batch_size, sampler=EachOnce(data), **reading)
+    # a smaller last batch would unsettle the norms; a set smaller than one batch has nothing else
+    order = ShuffledBatches(len(data), settings.batch_size, settings.seed)  # type: ignore[arg-type]
+    return ResumableLoader(Drawn(data, settings.seed), order, batch_sampler=order, **reading)
 
 
 def joined(items: Sequence[dict[str, Any]], join_targets: Callable[[list[Any]], Any]) -> dict[str, Any]:

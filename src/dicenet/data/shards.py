@@ -11,12 +11,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch.distributed
+import torch
 import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dicenet.data.pictures import SUFFIXES, read_picture
-from dicenet.data.samples import LoaderSettings, Sample, collate, prepared, quiet_worker, readable_sizes
+from dicenet.data.samples import (
+    LoaderSettings,
+    ResumableLoader,
+    Sample,
+    collate,
+    prepared,
+    process_share,
+    quiet_worker,
+    readable_sizes,
+)
+from dicenet.data.seeding import derived_seed, seed_chance
 from dicenet.data.transforms import Transform
 from dicenet.errors import DataError
 
@@ -78,8 +88,8 @@ class Shards:
         """(width, height) of the first ``count`` pictures."""
         return readable_sizes(list(islice(self.samples(self.files), count)))
 
-    def samples(self, files: Sequence[Path], buffer: int = 0, seed: int = 0) -> Iterator[Sample]:
-        """Samples of some shards, in order or shuffled through a buffer."""
+    def samples(self, files: Sequence[Path]) -> Iterator[Sample]:
+        """Samples of some shards, in order."""
         # which process reads which shards is decided below, not again by webdataset
         data: Any = wds.WebDataset(
             [str(file) for file in files],
@@ -88,7 +98,7 @@ class Shards:
             workersplitter=None,
             empty_check=False,
         )
-        for item in data.shuffle(buffer, rng=random.Random(seed)) if buffer else data:
+        for item in data:
             sample = _sample(item)
             if sample.target >= len(self.class_names):
                 raise DataError(
@@ -96,80 +106,121 @@ class Shards:
                 )
             yield sample
 
+    def span(self, order: Sequence[int], start: int, end: int) -> Iterator[Sample]:
+        """Samples ``start`` to ``end`` of the line of all shards in some order; only shards that lie in it are read."""
+        first = 0
+        for shard in order:
+            count = self.counts[shard]
+            low, high = max(start - first, 0), min(end - first, count)
+            if low < high:
+                yield from islice(self.samples([self.files[shard]]), low, high)
+            first += count
+
     def loader(self, transform: Transform, train: bool, settings: LoaderSettings) -> "DataLoader[Any]":
-        """Batches; each worker reads its own shards, so there are never more workers than shards."""
-        workers = min(settings.workers, len(self.files))
-        batches = ShardBatches(self, transform, train, settings, workers)
-        return DataLoader(
-            batches,
-            batch_size=None,
-            num_workers=workers,
-            worker_init_fn=quiet_worker,
-            persistent_workers=workers > 0,
-        )
+        """Batches: for training shuffled, whole and equally many for each process; else in order. Each sample once."""
+        data = ShardBatches(self, transform, train, settings)
+        reading: dict[str, Any] = {
+            "batch_size": None,
+            "num_workers": settings.workers,
+            "worker_init_fn": quiet_worker,
+            "persistent_workers": settings.workers > 0,
+        }
+        return ResumableLoader(data, data, **reading) if train else DataLoader(data, **reading)
 
 
 class ShardBatches(IterableDataset[dict[str, Any]]):
     """Ready batches from shards, for one of several reading processes.
 
-    In training every epoch has the same number of whole batches, whatever shards a reader gets: it repeats its
-    own until its share is done. In evaluation every sample comes once. Where there are fewer shards than
-    readers, each reads all shards and takes its share of the samples.
+    All samples lie in a line, shard by shard; for training the shards are in an order of the epoch. Each reader has a
+    stretch of it, whatever the number of shards, so that no sample comes twice. In training the stretches are of whole
+    batches, and a reader shuffles its own through a buffer; what is left over at the end of the line, less than a batch
+    of all processes, has its turn in another epoch.
     """
 
-    def __init__(
-        self, shards: Shards, transform: Transform, train: bool, settings: LoaderSettings, workers: int
-    ) -> None:
+    def __init__(self, shards: Shards, transform: Transform, train: bool, settings: LoaderSettings) -> None:
         self.shards = shards
         self.transform = transform
         self.train = train
         self.settings = settings
-        self.workers = max(1, workers)
-        self.epoch = 0
+        self.workers = max(1, settings.workers)
+        self.share: tuple[int, int] | None = None
+        # readers that live on from epoch to epoch see what is written here
+        self.position = torch.zeros(2, dtype=torch.int64).share_memory_()
 
-    def _reader(self, worker: int) -> tuple[int, int]:
-        """Number of this reader among all, over training processes and their workers, and how many there are."""
-        rank, world = 0, 1
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return rank * self.workers + worker, world * self.workers
+    def __getstate__(self) -> dict[str, Any]:
+        """A reader that is not forked knows nothing of the processes that train together: it is told."""
+        return {**self.__dict__, "share": process_share()}
+
+    @property
+    def epoch(self) -> int:
+        """That the order is of."""
+        return int(self.position[0])
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.position[0] = epoch
+
+    @property
+    def done(self) -> int:
+        """Batches of this process to begin behind."""
+        return int(self.position[1])
+
+    @done.setter
+    def done(self, batches: int) -> None:
+        self.position[1] = batches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins, from 0."""
+        if epoch != self.epoch:
+            self.epoch, self.done = epoch, 0
 
     def __len__(self) -> int:
-        readers = self._reader(0)[1]
         if self.train:
-            return max(1, len(self.shards) // (self.settings.batch_size * (readers // self.workers)))
-        shares = [self._share(self._reader(worker)[0], readers) for worker in range(self.workers)]
-        return sum(math.ceil(share / self.settings.batch_size) for share in shares)
+            return max(1, len(self.shards) // (self.settings.batch_size * self._processes()[1]))
+        stretches = map(self._stretch, self._own())
+        return sum(math.ceil((end - start) / self.settings.batch_size) for start, end in stretches)
 
-    def _share(self, reader: int, readers: int) -> int:
-        """How many samples a reader gets in evaluation."""
-        if len(self.shards.files) < readers:
-            return len(range(reader, len(self.shards), readers))
-        return sum(self.shards.counts[reader::readers])
+    def _processes(self) -> tuple[int, int]:
+        return self.share or process_share()
+
+    def _own(self) -> list[int]:
+        """Numbers of the readers of this process, among those of all."""
+        rank = self._processes()[0]
+        return [rank * self.workers + worker for worker in range(self.workers)]
+
+    def _stretch(self, reader: int) -> tuple[int, int]:
+        """Where in the line a reader begins and ends."""
+        rank, worker = divmod(reader, self.workers)
+        total, size = len(self.shards), self.settings.batch_size
+        if not self.train:
+            readers = self.workers * self._processes()[1]
+            return total * reader // readers, total * (reader + 1) // readers
+        batches = len(self)
+        before = rank * batches + sum(len(range(w, batches, self.workers)) for w in range(worker))
+        own = len(range(worker, batches, self.workers))
+        return min(total, before * size), min(total, (before + own) * size)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
-        worker = info.id if info else 0
-        reader, readers = self._reader(worker)
+        # batches are taken from the workers in turn: behind some of them the turn is another's
+        worker = ((info.id if info else 0) + self.done) % self.workers
+        reader = self._own()[worker]
+        shards = list(range(len(self.shards.files)))
         if not self.train:
-            yield from self._batches(self._own(self.shards.files, reader, readers))
+            yield from self._batches(self.shards.span(shards, *self._stretch(reader)))
             return
-        share = len(range(worker, len(self), self.workers))
-        yield from islice(self._batches(self._endless(reader, readers)), share)
-        self.epoch += 1
-
-    def _own(self, files: Sequence[Path], reader: int, readers: int, **shuffle: int) -> Iterator[Sample]:
-        if len(files) < readers:
-            return islice(self.shards.samples(files, **shuffle), reader, None, readers)
-        return self.shards.samples(files[reader::readers], **shuffle)
-
-    def _endless(self, reader: int, readers: int) -> Iterator[Sample]:
-        order = random.Random(f"{self.settings.seed}/{self.epoch}")  # the same for all readers
-        while True:
-            files = list(self.shards.files)
-            order.shuffle(files)
-            yield from self._own(files, reader, readers, buffer=_SHUFFLE_BUFFER, seed=order.randrange(2**32))
+        random.Random(derived_seed(self.settings.seed, "shards", self.epoch)).shuffle(shards)
+        chance = random.Random(derived_seed(self.settings.seed, "samples", self.epoch, reader))
+        mix = wds.shuffle(_SHUFFLE_BUFFER, initial=_SHUFFLE_BUFFER, rng=chance)
+        samples = iter(mix(self.shards.span(shards, *self._stretch(reader))))
+        given = len(range(worker, self.done, self.workers)) * self.settings.batch_size
+        yield from self._batches(islice(samples, given, None))
 
     def _batches(self, samples: Iterator[Sample]) -> Iterator[dict[str, Any]]:
         while chosen := list(islice(samples, self.settings.batch_size)):
-            yield collate([prepared(sample, self.transform) for sample in chosen])
+            yield collate([self._prepared(sample) for sample in chosen])
+
+    def _prepared(self, sample: Sample) -> dict[str, Any]:
+        if self.train:
+            seed_chance(derived_seed(self.settings.seed, "picture", self.epoch, sample.name))
+        return prepared(sample, self.transform)

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from rich.console import Console
 
+from dicenet.data.seeding import derived_seed, seed_chance
 from dicenet.engine.console import say
 from dicenet.weights.files import write_bytes
 
@@ -28,7 +29,8 @@ class MetricsTable(L.Callback):
         self.started = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the rows of epochs that are finished; only now Lightning knows how many are."""
+        """Keep the rows of epochs that are finished; only now Lightning knows how many are. Start the clock."""
+        self.started = time.monotonic()  # Lightning says nothing of the start of an epoch that goes on
         if self.path.exists():
             with self.path.open(newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= trainer.current_epoch]
@@ -54,6 +56,48 @@ class MetricsTable(L.Callback):
             writer.writeheader()
             writer.writerows(self.rows)
             write_bytes(self.path, text.getvalue().encode())
+
+
+#: Where a checkpoint keeps the state of the loader.
+_LOADER = "dicenet_loader"
+
+
+class Chance(L.Callback):
+    """Makes chance a function of the seed and of where it is used, so that a resumed run goes on as it would have.
+
+    The order of the pictures and their augmentation are the loader's, which is told the epoch. The chance in a step,
+    such as of dropout, depends on the epoch, the step and the process.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.loader_state: dict[str, Any] | None = None
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the state of the loader: Lightning keeps it too, but restores it only if nobody asked for its length."""
+        loader: Any = trainer.train_dataloader
+        checkpoint[_LOADER] = loader.state_dict()
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take it up."""
+        self.loader_state = checkpoint.get(_LOADER)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let the loader begin where it stopped."""
+        loader: Any = trainer.train_dataloader
+        if self.loader_state is not None:
+            loader.load_state_dict(self.loader_state)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tell the loader the epoch. That of an epoch that goes on knows it from its state."""
+        loader: Any = trainer.train_dataloader
+        loader.order.set_epoch(trainer.current_epoch)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin the streams of chance anew."""
+        seed_chance(derived_seed(self.seed, "step", trainer.current_epoch, batch_idx, trainer.global_rank))
 
 
 class AtStart(L.Callback):
@@ -108,6 +152,10 @@ class EpochLines(L.Callback):
         self.console = console
         self.columns = columns
         self.started = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock: Lightning says nothing of the start of an epoch that goes on."""
+        self.started = time.monotonic()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock of the epoch."""

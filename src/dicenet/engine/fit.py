@@ -1,6 +1,5 @@
 """Running a training: the Lightning trainer, checkpoints that are whole or absent, resume, and how it can end."""
 
-import io
 import logging
 import math
 import signal
@@ -13,44 +12,19 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Checkpoint, RichProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from dicenet.engine.callbacks import EpochLines, MetricsTable
+from dicenet.engine.callbacks import Chance, EpochLines, MetricsTable
+from dicenet.engine.checkpoints import LastCheckpoint, WholeCheckpoints
 from dicenet.engine.run_folder import LAST, METRICS
-from dicenet.errors import ConfigError, DataError
+from dicenet.errors import ConfigError, DataError, TrainingError
 from dicenet.ops import flush_denormals
-from dicenet.weights.files import write_bytes
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-
-
-class WholeCheckpoints(TorchCheckpointIO):
-    """Checkpoints that have their final name only when they are complete and on disk.
-
-    Lightning writes to a temporary folder and moves, which is not one step between file systems.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write beside the final place, then rename."""
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        write_bytes(Path(path), content.getvalue())
-
-
-class LastCheckpoint(Checkpoint):
-    """Saves all that a resumed run needs after every epoch. Lightning runs it behind all other callbacks."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Replace the checkpoint of the epoch before."""
-        trainer.save_checkpoint(self.path)
 
 
 def check_device(device: str) -> str:
@@ -112,6 +86,8 @@ class FitSettings:
         accumulate: batches per optimiser step.
         clip: largest norm of the gradient; None: any.
         devices, strategy, precision: Lightning's.
+        seed: of the chance in training steps.
+        save_every: optimiser steps from one checkpoint to the next within an epoch; 0: only behind each epoch.
     """
 
     epochs: int
@@ -122,6 +98,8 @@ class FitSettings:
     precision: str = "32-true"
     accumulate: int = 1
     clip: float | None = None
+    seed: int = 0
+    save_every: int = 1000
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate"):
@@ -129,6 +107,8 @@ class FitSettings:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.ema < 1 or (self.clip is not None and self.clip <= 0):
             raise ConfigError(f"ema must lie from 0 to below 1 and clip above 0, got {self.ema} and {self.clip}")
+        if self.save_every < 0:
+            raise ConfigError(f"save_every must be 0 or a number of steps, got {self.save_every}")
         check_device(self.device)
 
 
@@ -165,7 +145,7 @@ def fit(
     console: Console,
     settings: FitSettings,
 ) -> None:
-    """Train a task, from the last finished epoch if ``folder`` has a checkpoint.
+    """Train a task, from the last checkpoint if ``folder`` has one.
 
     Denormal numbers count as zero meanwhile: with trained weights they make a step twice as slow on the CPU.
 
@@ -180,14 +160,16 @@ def fit(
         settings: how it is run.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; the last finished epoch is kept.
-        TrainingError: see the task.
+        KeyboardInterrupt: Ctrl-C; the last checkpoint is kept.
+        StoppedError: SIGTERM; a checkpoint of that moment is kept.
+        TrainingError: see the task; it names the last good checkpoint.
     """
     run_callbacks: list[L.Callback] = [
         *callbacks,
         MetricsTable(folder / METRICS, columns),
         EpochLines(console, columns),
-        LastCheckpoint(folder / LAST),
+        Chance(settings.seed),
+        LastCheckpoint(folder / LAST, settings.save_every),
     ]
     if settings.ema:
         run_callbacks.append(WeightAveraging(multi_avg_fn=partial(moving_average, settings.ema)))
@@ -205,6 +187,7 @@ def fit(
         logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
         default_root_dir=str(folder),
         plugins=[WholeCheckpoints()],
+        use_distributed_sampler=False,  # our loaders share the pictures out
         num_sanity_val_steps=0,
         enable_progress_bar=console.is_terminal,
         log_every_n_steps=min(10, len(train)),
@@ -213,6 +196,10 @@ def fit(
     last = folder / LAST
     try:
         trainer.fit(task, train, val, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    except TrainingError as error:
+        if not last.exists():
+            raise
+        raise type(error)(f"{error}; the last good checkpoint is {last}") from error
     except SystemExit:
         if not trainer.interrupted:
             raise

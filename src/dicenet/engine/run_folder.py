@@ -1,6 +1,9 @@
 """The folder of a run: new for every run, and everything that the run leaves is in it."""
 
+import datetime
+import json
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,13 +11,16 @@ from typing import Any
 
 import yaml
 
+from dicenet.engine.machine import machine
 from dicenet.errors import ConfigError
-from dicenet.weights.files import write_bytes
+from dicenet.weights.files import write_bytes, write_json
 
 CONFIG = "config.yaml"
 BEST = "best.safetensors"
 LAST = "last.ckpt"
 METRICS = "metrics.csv"
+STARTS = "run.json"
+_LIBRARIES = ("torchvision", "lightning", "timm", "torchmetrics", "numpy", "pillow")
 _COMMAND = "# dicenet "
 _SHARED_FOLDER = "DICENET_RUN_FOLDER"
 
@@ -71,6 +77,14 @@ def write_config(folder: Path, config: Mapping[str, Any], command: str | None = 
     """Write the arguments of a run, so that ``--config`` or ``--resume`` can read them, and of which command it is."""
     head = f"{_COMMAND}{command}\n" if command else ""
     write_bytes(folder / CONFIG, (head + yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)).encode())
+
+
+def record_start(folder: Path, arguments: Sequence[str]) -> None:
+    """Add to ``run.json`` when and with what a run began or went on: command line, versions, commit of the package."""
+    file = folder / STARTS
+    starts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    write_json(file, [*starts, {"time": now, "command": shlex.join(arguments), **machine(_LIBRARIES)}])
 
 
 def check_command(folder: Path, command: str) -> None:

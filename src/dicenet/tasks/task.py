@@ -18,6 +18,9 @@ from dicenet.errors import ConfigError, DataError, TrainingError
 from dicenet.models.loading import AnyNetwork, describe
 from dicenet.weights.files import METADATA_KEY
 
+#: Where a checkpoint keeps what an unfinished epoch gave.
+_EPOCH = "dicenet_epoch"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimisation:
@@ -116,11 +119,13 @@ class Task(L.LightningModule):
     # -- training
 
     def on_train_start(self) -> None:
-        """Let processes that train together draw different augmentations, and put a resumed schedule in its place."""
-        if self.trainer.world_size > 1:
-            torch.manual_seed(torch.initial_seed() + self.global_rank)
+        """Put a resumed schedule in its place, and the mode of each part: Lightning says nothing more of its epoch."""
+        self.train()
         plan: Any = self.lr_schedulers()
+        loop = self.trainer.fit_loop
+        batches = loop.epoch_loop.batch_progress.current.processed if loop.restarted_mid_epoch else 0
         done = self.trainer.current_epoch * (int(self.trainer.estimated_stepping_batches) // self._epochs())
+        done += batches // self.trainer.accumulate_grad_batches
         if plan.last_epoch != done:  # an epoch has other steps now: other data, or other processes
             plan.last_epoch = done - 1
             plan.step()
@@ -186,8 +191,30 @@ class Task(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plan, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Describe the network, so that a checkpoint can be used like the weights."""
-        checkpoint[METADATA_KEY] = json.dumps(describe(self.net, self.class_names, epochs=self.current_epoch + 1))
+        """Describe the network, so that a checkpoint can be used like the weights; keep what the epoch gave so far."""
+        progress = self.trainer.fit_loop.epoch_progress.current
+        within = progress.ready > progress.processed
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed if within else 0
+        checkpoint[METADATA_KEY] = json.dumps(
+            describe(self.net, self.class_names, epochs=progress.processed, batches=batches)
+        )
+        # each process has seen other pictures: the first goes on with the sum
+        loss = torch.stack([self.train_loss.mean_value, self.train_loss.weight])
+        checkpoint[_EPOCH] = {
+            "train_loss": self.trainer.strategy.reduce(loss, reduce_op="sum").tolist(),
+            "learned": self.learned,
+            "bad_pictures": dict(self.bad_pictures),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up what the epoch gave so far."""
+        kept = checkpoint.get(_EPOCH)
+        if kept is None:
+            return
+        self.learned = kept["learned"]
+        self.bad_pictures.update(kept["bad_pictures"])
+        if self.global_rank == 0:
+            self.train_loss.mean_value, self.train_loss.weight = torch.tensor(kept["train_loss"], device=self.device)
 
     # -- judging
 

@@ -1,9 +1,11 @@
 """The course of a training, the same for all tasks: taken up or begun, run, and how it ends."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import lightning as L
 from rich.console import Console
@@ -22,6 +24,7 @@ from dicenet.engine.run_folder import (
     new_run_folder,
     process_rank,
     read_config,
+    record_start,
     resumed_folder,
     write_config,
 )
@@ -33,7 +36,7 @@ from dicenet.tasks.task import Task
 from dicenet.weights.files import read_checkpoint, write_bytes
 
 #: Arguments that may differ in a resumed run.
-CHANGEABLE = ("epochs", "data", "workers", "device", "devices", "strategy", "precision")
+CHANGEABLE = ("epochs", "data", "workers", "device", "devices", "strategy", "precision", "save_every")
 
 _Net = TypeVar("_Net")
 
@@ -45,6 +48,13 @@ class Judging:
     score: str
     label: str
     columns: tuple[str, ...]
+
+
+class Progress(NamedTuple):
+    """How far a run is: finished epochs, and batches of the one behind them."""
+
+    epochs: int = 0
+    batches: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,8 +79,8 @@ class Run:
     resume: str | None = None
     console: Console = field(default_factory=lambda: Console(quiet=process_rank() > 0))
 
-    def stored_network(self, kind: type[_Net], class_names: Sequence[str]) -> tuple[_Net | None, int]:
-        """The network of the last finished epoch, and the number of epochs finished; None and 0 if there is none.
+    def stored_network(self, kind: type[_Net], class_names: Sequence[str]) -> tuple[_Net | None, Progress]:
+        """The network of the last checkpoint, and how far the run was; None if there is none.
 
         Raises:
             WeightsError: the checkpoint is of no run of this task.
@@ -78,7 +88,7 @@ class Run:
         """
         checkpoint = None if self.resume is None else resumed_folder(self.resume) / LAST
         if checkpoint is None or not checkpoint.exists():
-            return None, 0
+            return None, Progress()
         metadata = read_checkpoint(checkpoint).metadata
         if not metadata:
             raise WeightsError(f"{checkpoint} is not of a dicenet run: it cannot be resumed from")
@@ -90,10 +100,10 @@ class Run:
         net = load(checkpoint)
         if not isinstance(net, kind):
             raise WeightsError(f"{checkpoint} is of another task: resume it with the command that it began with")
-        return net, int(metadata["epochs"])
+        return net, Progress(int(metadata["epochs"]), int(metadata.get("batches", 0)))
 
-    def go(self, task: Task, train: "DataLoader[Any]", val: "DataLoader[Any]", finished: int, described: str) -> Path:
-        """Train behind ``finished`` epochs, keep the best weights, draw the curves, say how it went.
+    def go(self, task: Task, train: "DataLoader[Any]", val: "DataLoader[Any]", done: Progress, described: str) -> Path:
+        """Train behind what is done, keep the best weights, draw the curves, say how it went.
 
         Returns:
             The run folder.
@@ -102,9 +112,10 @@ class Run:
         say(self.console, f"{described}; run folder {folder}")
         epochs = self.settings.epochs
         if self.resume is not None:
-            words = f"resuming behind epoch {finished} of {epochs}" if finished else "no epoch was finished: anew"
-            say(self.console, words)
-        if finished >= epochs:
+            within = f" and {done.batches} of {len(train)} batches" if done.batches else ""
+            words = f"resuming behind epoch {done.epochs} of {epochs}{within}"
+            say(self.console, words if any(done) else "there is no checkpoint yet: anew")
+        if done.epochs >= epochs:
             say(self.console, f"all {epochs} epochs are finished: give more --epochs to go on")
             return folder
         net: AnyNetwork = task.net
@@ -113,7 +124,7 @@ class Run:
             save(net, folder / BEST, task.class_names, training={"epoch": epoch, **scores})
 
         callbacks: list[L.Callback] = [
-            AtStart(lambda: write_config(folder, self.config, f"train {self.task}")),
+            AtStart(partial(self._write_start, folder)),
             BestWeights(self.judging.score, write_best),
         ]
         fit(
@@ -129,6 +140,10 @@ class Run:
         if task.global_rank == 0:
             self._finish(folder, task.bad_pictures)
         return folder
+
+    def _write_start(self, folder: Path) -> None:
+        write_config(folder, self.config, f"train {self.task}")
+        record_start(folder, sys.argv)
 
     def _new_folder(self) -> Path:
         return new_run_folder(self.out, default_run_folder(self.task, "train"))

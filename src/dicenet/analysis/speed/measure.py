@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from dicenet.analysis.machine import machine
 from dicenet.analysis.speed.modes import Inputs, Mode, Skipped
 from dicenet.analysis.speed.networks import CLASSES, Network, build_networks, find_networks, reason
 from dicenet.analysis.speed.process import (
@@ -44,6 +43,7 @@ from dicenet.analysis.speed.results import (
 from dicenet.analysis.speed.timing import Pace, interleave
 from dicenet.engine.console import say
 from dicenet.engine.fit import check_device
+from dicenet.engine.machine import machine
 from dicenet.engine.run_folder import (
     check_unchanged,
     default_run_folder,

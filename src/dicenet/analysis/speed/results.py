@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dicenet.analysis.machine import write_csv
 from dicenet.analysis.speed.networks import Network
 from dicenet.analysis.speed.timing import DISTURBED, Trials, summarise
 from dicenet.engine.console import say
+from dicenet.engine.machine import write_csv
 from dicenet.weights.files import write_bytes
 
 Row = dict[str, Any]

@@ -68,6 +68,7 @@ def train(
     precision: str = "32-true",
     accumulate: int = 1,
     clip: float | None = None,
+    save_every: int = 1000,
 ) -> Path:
     """Train a classifier on a folder of pictures.
 
@@ -77,8 +78,8 @@ def train(
         model: name of the network (see 'dicenet models'); dicenet_100 unless weights say otherwise.
         weights: start from these: a file of any known format, or the name of an official checkpoint.
         out: folder of the run, new or empty; runs/classify/train-<date>-<time> if not given.
-        resume: a run folder: go on from its last finished epoch, with its arguments; epochs, data and how it is
-            computed (workers, device, devices, strategy, precision) can be changed.
+        resume: a run folder: go on from its last checkpoint, with its arguments; epochs, data and how it is
+            computed (workers, device, devices, strategy, precision, save_every) can be changed.
         epochs: passes over the training pictures.
         batch_size: pictures per step of a process.
         img_size: side of the input in pixels, or [height, width]; 224, or the pictures' own size if small.
@@ -105,6 +106,7 @@ def train(
         precision: Lightning's, such as bf16-mixed.
         accumulate: batches per optimiser step.
         clip: largest norm of the gradient.
+        save_every: optimiser steps from one checkpoint to the next within an epoch; 0: only behind each epoch.
 
     Returns:
         The run folder, with best.safetensors, last.ckpt, metrics.csv, config.yaml, curves.png, TensorBoard logs.
@@ -130,25 +132,24 @@ def train(
         warmup=warmup,
         label_smoothing=label_smoothing,
     )
-    settings = FitSettings(epochs, ema, device, devices, strategy, precision, accumulate, clip)
-    L.seed_everything(check_seed(seed), workers=True, verbose=False)
+    settings = FitSettings(epochs, ema, device, devices, strategy, precision, accumulate, clip, seed, save_every)
+    L.seed_everything(check_seed(seed), verbose=False)
     run = Run(TASK, config, JUDGING, settings, out, resume)
 
     dataset = open_classification_data(data)
     train_part, val_part, judged_on = _training_parts(dataset, val_fraction, seed)
-    net, finished = run.stored_network(Network, dataset.class_names)
+    net, done = run.stored_network(Network, dataset.class_names)
     if net is None:
         size, stem = _input_for(dataset, img_size, stem, weights, run.console)
         net = _network(model, weights, dataset.class_names, in_chans, size, stem, drop_rate, run.console)
     preprocessing = _training_preprocessing(net)
     augmentation = _augmentation(net, data, augment, min_scale, hflip)
-    # the seed moves on with the epochs, so that a resumed run does not see its first orders again
-    loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed + finished)
+    loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed)
     return run.go(
         ClassifyTask(net, dataset.class_names, optimisation),
         train_part.loader(training_transform(preprocessing, augmentation), True, loading),
         val_part.loader(evaluation_transform(preprocessing), False, loading),
-        finished,
+        done,
         f"{net.architecture}, {len(dataset.class_names)} classes, input {net.input_size[0]}x{net.input_size[1]}, "
         f"{net.stem_type} stem; {len(train_part)} pictures to train on, {len(val_part)} to judge by ({judged_on})",
     )

@@ -73,6 +73,7 @@ def train(
     precision: str = "32-true",
     accumulate: int = 1,
     clip: float | None = None,
+    save_every: int = 1000,
 ) -> Path:
     """Train a detector on pictures and boxes, or fine-tune one.
 
@@ -84,8 +85,8 @@ def train(
             of an official checkpoint. What gives scores is fresh for other classes, the head where there is none.
         pretrained: start the backbone from its ImageNet weights, downloaded if need be.
         out: folder of the run, new or empty; runs/detect/train-<date>-<time> if not given.
-        resume: a run folder: go on from its last finished epoch, with its arguments; epochs, data and how it is
-            computed (workers, device, devices, strategy, precision) can be changed.
+        resume: a run folder: go on from its last checkpoint, with its arguments; epochs, data and how it is
+            computed (workers, device, devices, strategy, precision, save_every) can be changed.
         epochs: passes over the training pictures.
         batch_size: pictures per step of a process.
         img_size: size that pictures are resized to, one number or [height, width]; that of the weights, or 300.
@@ -124,6 +125,7 @@ def train(
         precision: Lightning's, such as bf16-mixed.
         accumulate: batches per optimiser step.
         clip: largest norm of the gradient.
+        save_every: optimiser steps from one checkpoint to the next within an epoch; 0: only behind each epoch.
 
     Returns:
         The run folder, with best.safetensors, last.ckpt, metrics.csv, config.yaml, curves.png, TensorBoard logs.
@@ -154,8 +156,10 @@ def train(
     augmentation = BoxAugmentation(
         photometric=photometric, zoom_out=zoom_out, iou_crop=iou_crop, hflip=hflip, vflip=vflip
     )
-    settings = FitSettings(epochs, ema, device, devices, strategy, check_precision(precision), accumulate, clip)
-    L.seed_everything(check_seed(seed), workers=True, verbose=False)
+    settings = FitSettings(
+        epochs, ema, device, devices, strategy, check_precision(precision), accumulate, clip, seed, save_every
+    )
+    L.seed_everything(check_seed(seed), verbose=False)
     run = Run(TASK, config, JUDGING, settings, out, resume)
 
     dataset = open_detection_data(data, difficult=difficult)
@@ -171,7 +175,7 @@ def train(
     if not keep_empty:
         pictures, train_part = len(train_part), train_part.without_empty()
         say(run.console, f"training: {pictures - len(train_part)} pictures without boxes left out")
-    net, finished = run.stored_network(DetectionNetwork, dataset.class_names)
+    net, done = run.stored_network(DetectionNetwork, dataset.class_names)
     if net is None:
         scales = None if isinstance(priors, str | None) else tuple(priors)
         net = _network(model, weights, pretrained, dataset.class_names, img_size, head, scales, run.console)
@@ -179,13 +183,12 @@ def train(
             net.set_priors(replace(net.prior_settings, scales=None))
         _fit_priors(net, train_part, dataset.class_names, priors == "auto", run.console)
     preprocessing = Preprocessing.of(net.pretrained_cfg)
-    # the seed moves on with the epochs, so that a resumed run does not see its first orders again
-    loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed + finished)
+    loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed)
     return run.go(
         DetectTask(net, dataset.class_names, optimisation),
         train_part.loader(training_box_transform(preprocessing, augmentation), True, loading),
         val_part.loader(evaluation_box_transform(preprocessing), False, loading),
-        finished,
+        done,
         f"{net.architecture} with the head {net.head_type}, {len(dataset.class_names)} classes, input "
         f"{preprocessing.input_size[0]}x{preprocessing.input_size[1]}, {len(net.priors)} priors; {len(train_part)} "
         f"pictures to train on, {len(val_part)} to judge by ({judged_on})",

@@ -78,6 +78,7 @@ def train(
     precision: str = "32-true",
     accumulate: int = 1,
     clip: float | None = None,
+    save_every: int = 1000,
 ) -> Path:
     """Train a segmentation network on pictures and masks, or fine-tune one.
 
@@ -89,8 +90,8 @@ def train(
             official checkpoint. For other classes the last convolution is fresh.
         pretrained: start the backbone from its ImageNet weights, downloaded if need be.
         out: folder of the run, new or empty; runs/segment/train-<date>-<time> if not given.
-        resume: a run folder: go on from its last finished epoch, with its arguments; epochs, data and how it is
-            computed (workers, device, devices, strategy, precision) can be changed.
+        resume: a run folder: go on from its last checkpoint, with its arguments; epochs, data and how it is
+            computed (workers, device, devices, strategy, precision, save_every) can be changed.
         epochs: passes over the training pictures.
         batch_size: pictures per step of a process.
         img_size: size that pictures are judged (and later predicted) at, one number or [height, width]; that of the
@@ -129,6 +130,7 @@ def train(
         precision: Lightning's, such as bf16-mixed.
         accumulate: batches per optimiser step.
         clip: largest norm of the gradient.
+        save_every: optimiser steps from one checkpoint to the next within an epoch; 0: only behind each epoch.
 
     Returns:
         The run folder, with best.safetensors, last.ckpt, metrics.csv, config.yaml, curves.png, TensorBoard logs.
@@ -153,8 +155,8 @@ def train(
         freeze_backbone=freeze_backbone,
         freeze_norms=freeze_norms,
     )
-    settings = FitSettings(epochs, ema, device, devices, strategy, precision, accumulate, clip)
-    L.seed_everything(check_seed(seed), workers=True, verbose=False)
+    settings = FitSettings(epochs, ema, device, devices, strategy, precision, accumulate, clip, seed, save_every)
+    L.seed_everything(check_seed(seed), verbose=False)
     run = Run(TASK, config, JUDGING, settings, out, resume)
 
     dataset = open_segmentation_data(data, ignore_id)
@@ -171,7 +173,7 @@ def train(
     if coco is not None:
         added = read_coco_as_voc(coco, dataset.class_names)
         train_part = MaskedPictures([*train_part.samples, *added.samples], train_part.class_names)
-    net, finished = run.stored_network(SegmentationNetwork, dataset.class_names)
+    net, done = run.stored_network(SegmentationNetwork, dataset.class_names)
     if net is None:
         net = _network(model, weights, pretrained, dataset.class_names, img_size, decoder_channels, run.console)
     preprocessing = Preprocessing.of(net.pretrained_cfg)
@@ -180,13 +182,12 @@ def train(
         for size in {crop, preprocessing.input_size}:
             check_maps(net.backbone, net.architecture, (net.in_chans, *size))
     augmentation = MaskAugmentation(crop, min_scale, max_scale, hflip, color)
-    # the seed moves on with the epochs, so that a resumed run does not see its first orders again
-    loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed + finished)
+    loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed)
     return run.go(
         SegmentTask(net, dataset.class_names, optimisation, loss_weights),
         train_part.loader(training_pair_transform(preprocessing, augmentation), True, loading),
         val_part.loader(evaluation_pair_transform(preprocessing), False, loading),
-        finished,
+        done,
         f"{net.architecture}, {len(dataset.class_names)} classes, input {preprocessing.input_size[0]}x"
         f"{preprocessing.input_size[1]}, crops {crop[0]}x{crop[1]}; {len(train_part)} pictures to train on, "
         f"{len(val_part)} to judge by ({judged_on})",
