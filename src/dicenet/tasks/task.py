@@ -199,7 +199,7 @@ class Task(L.LightningModule):
             describe(self.net, self.class_names, epochs=progress.processed, batches=batches)
         )
         # each process has seen other pictures: the first goes on with the sum
-        loss = torch.stack([self.train_loss.mean_value, self.train_loss.weight])
+        loss = torch.stack([self.train_loss.mean_value, self.train_loss.weight]) * within
         checkpoint[_EPOCH] = {
             "train_loss": self.trainer.strategy.reduce(loss, reduce_op="sum").tolist(),
             "learned": self.learned,
