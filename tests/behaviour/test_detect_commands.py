@@ -220,7 +220,7 @@ def test_wrong_training_arguments(boxes, tmp_path, fails, monkeypatch):
     fails("train", "detect", message="no data: give --data FOLDER")
     fails(*start, "--head", "yolo", message="head 'yolo' is unknown: choose one of espnet, lite, fpnlite, ssdlite")
     fails(*start, "--priors", "best", message="priors 'best' is unknown: give official, auto, or sizes")
-    fails(*start, "--priors", "[0.1,0.2]", message="scales of priors must be 7 ascending parts")
+    fails(*start, "--priors", "[0.1,0.2]", message=r"scales of priors \(--priors\) must be 7 ascending parts")
     fails(*start, "--priors", "[0.1,x]", message=r"priors '\[0\.1,x\]' is unknown")
     fails(*start, "--zoom-out", "0", message="zoom_out must be at least 1")
     fails(*start, "--lr-mult", "0", message="lr_mult must be above 0")

@@ -19,6 +19,7 @@ from dicenet.data.box_transforms import (
 )
 from dicenet.data.boxes import (
     CLIPPED,
+    OTHER_SIZE,
     OUTSIDE,
     WITHOUT_AREA,
     BoxedPictures,
@@ -322,7 +323,7 @@ def test_boxes_of_coco_without_area_and_outside(tmp_path):
     assert part.left_out() == {WITHOUT_AREA: 2, OUTSIDE: 1, CLIPPED: 1}
 
 
-@pytest.mark.parametrize("size", [None, (0, 0)])
+@pytest.mark.parametrize("size", [None, (0, 0), ("", "")])
 def test_size_is_taken_from_the_picture_where_the_annotation_has_none(tmp_path, size):
     voc(tmp_path, {"train": ["a"]})
     xml(tmp_path / "Annotations/a.xml", [("thing", (51, 1, 151, 50))], size)
@@ -344,7 +345,7 @@ def test_annotation_gives_another_size_than_the_picture_has(tmp_path):
     voc(tmp_path, {"train": ["a"]})
     xml(tmp_path / "Annotations/a.xml", [("thing", (51, 1, 151, 50)), ("thing", (120, 1, 151, 50))], (200, 200))
     part = opened(tmp_path).parts["train"]
-    assert part.left_out() == {}
+    assert part.left_out() == {OTHER_SIZE: 1, CLIPPED: 1, OUTSIDE: 1}
     (target,) = only_batch(part)["target"]
     assert target["boxes"].tolist() == [[50, 0, 100, 49]], "the picture is 100 pixels wide"
     assert target["size"].tolist() == [80, 100]
@@ -431,7 +432,10 @@ def test_classes_that_are_not_listed(tmp_path):
         ("<html/>", r"a\.xml is no annotation of PASCAL VOC: it holds <html>"),
         ("<annotation><object/></annotation>", "a.xml has an object without <name>"),
         ("<annotation><object><name>x</name></object></annotation>", "a.xml has a x without <bndbox>"),
-        ("<annotation><size><width>wide</width></size></annotation>", "a.xml has a width 'wide': a number is needed"),
+        (
+            "<annotation><size><width>wide</width><height>9</height></size></annotation>",
+            "a.xml has a width 'wide': a number is needed",
+        ),
     ],
 )
 def test_annotations_that_are_none(tmp_path, content, message):
@@ -474,6 +478,8 @@ ROW = {"id": 1, "image_id": 9, "category_id": 4, "bbox": [1, 2, 3, 4]}
         ({"categories": [{"id": 4, "name": "a"}, {"id": 4, "name": "b"}]}, "has the category id 4 twice"),
         ({"categories": [{"id": 4, "name": "a"}, {"id": 5, "name": "a"}]}, "names a category twice"),
         ({"categories": [], "annotations": []}, "has no category"),
+        ({"annotations": [ROW | {"iscrowd": "0"}]}, "annotation 1 of .* has iscrowd '0': 0 or 1 is needed"),
+        ({"annotations": [ROW | {"image_id": "9"}]}, "annotation 1 of .* has image_id '9': there is no such picture"),
         ({"annotations": [ROW | {"image_id": 10}]}, "annotation 1 of .* has image_id 10: there is no such picture"),
         (
             {"annotations": [ROW | {"category_id": 5}]},
@@ -485,7 +491,7 @@ ROW = {"id": 1, "image_id": 9, "category_id": 4, "bbox": [1, 2, 3, 4]}
         ({"annotations": [ROW | {"bbox": [1, 2, 10**400, 4]}]}, "four numbers are needed"),
         ({"annotations": [{key: ROW[key] for key in ROW if key != "bbox"}]}, "has the bbox None"),
         ({"images": [{"id": "9", "file_name": "a.jpg"}]}, "has a picture with id '9': ids must be whole numbers"),
-        ({"images": [{"id": 9}], "annotations": [ROW]}, r"is no list of COCO's instances: KeyError\('file_name'\)"),
+        ({"images": [{"id": 9}], "annotations": [ROW]}, r"is no list of COCO's instances: an entry has no 'file_name'"),
         ({"images": {"9": "a.jpg"}}, "is no list of COCO's instances: it has no table 'images'"),
         ({"annotations": None}, "it has no table 'annotations'"),
     ],

@@ -121,6 +121,18 @@ def test_priors_for_blood_cells(shared):
     assert lowest(coverage(boxes, labels, net.priors, 3)) > 0.95
 
 
+def test_proposed_priors_do_not_spoil_other_classes(shared):
+    """On coarse maps no scales suit platelets: the cells keep theirs."""
+    data = open_detection_data(str(shared("data/bccd")))
+    boxes, labels = relative_boxes(data.training_part()[1])
+    net = dicenet.create_detection_model("mobilenetv2_050", 3, head="ssdlite")
+    before = coverage(boxes, labels, net.priors, 3)
+    net.set_priors(proposed_settings(net, boxes, labels))
+    after = dict(zip(data.class_names, coverage(boxes, labels, net.priors, 3), strict=True))
+    assert sum(after.values()) > sum(before)
+    assert min(after["RBC"], after["WBC"]) > 0.95 > 0.6 > after["Platelets"]
+
+
 def test_proposed_priors_reach_large_boxes():
     boxes = corners(torch.tensor([[0.5, 0.5, 0.9, 0.9], [0.5, 0.5, 0.05, 0.05], [0.3, 0.3, 0.2, 0.2]]))
     net = dicenet.create_detection_model("dicenet_010", 1, head="lite")

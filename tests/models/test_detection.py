@@ -67,6 +67,14 @@ def test_ssdlite_rows(backbone, published):
     assert int(10 * macs) / 10 == published
 
 
+@pytest.mark.parametrize("head", ["espnet", "lite", "fpnlite"])
+def test_small_pictures_have_a_last_map_too(head):
+    net = detector(head=head, img_size=64)
+    assert net.map_sizes[0] == (8, 8)
+    assert net.map_sizes[-1] == (1, 1)
+    assert net(random_picture(64, 64))[0].shape == (1, len(net.priors), 4)
+
+
 def test_fpnlite_looks_down():
     """What the first map says depends on the whole picture: the smallest of the backbone's maps is part of it."""
     net = detector(head="fpnlite")
@@ -87,7 +95,18 @@ def test_the_original_on_vgg(head, side, maps):
     if head == "ssd300":
         peer = torchvision.models.detection.ssd300_vgg16(weights=None, weights_backbone=None, num_classes=21).eval()
         state = peer.state_dict()
-        net.backbone.layers.load_state_dict({k[9:]: v for k, v in state.items() if k.startswith("backbone.")})
+        lower = len(net.backbone.lower)
+        for key, value in state.items():
+            if found := re.match(r"backbone\.features\.(\d+)\.(\w+)$", key):
+                getattr(net.backbone.lower[int(found[1])], found[2]).data = value
+            elif found := re.match(r"backbone\.extra\.0\.(\d+)\.(\w+)$", key):
+                getattr(net.backbone.upper[int(found[1])], found[2]).data = value
+            elif found := re.match(r"backbone\.extra\.0\.\d+\.(\d)\.(\w+)$", key):
+                getattr(net.head.top[int(found[1])], found[2]).data = value
+            elif found := re.match(r"backbone\.extra\.(\d)\.(\d)\.(\w+)$", key):
+                getattr(net.head.extras[int(found[1]) - 1][int(found[2])], found[3]).data = value
+        assert lower == 23
+        net.head.scale.data = state["backbone.scale_weight"]
         for ours, theirs in (("scores", "classification"), ("boxes", "regression")):
             prefix = f"head.{theirs}_head.module_list."
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -144,7 +163,7 @@ def test_priors_of_a_wide_picture():
 
 
 def test_wrong_priors():
-    with pytest.raises(dicenet.ConfigError, match="scales of priors must be 7 ascending parts"):
+    with pytest.raises(dicenet.ConfigError, match=r"scales of priors \(--priors\) must be 7 ascending parts"):
         detector(scales=(0.1, 0.2))
     with pytest.raises(dicenet.ConfigError, match="ratios of priors must be above 1"):
         PriorSettings(((0.5,),))
@@ -336,8 +355,8 @@ def test_wrong_networks():
         detector(head="yolo")
     with pytest.raises(dicenet.ConfigError, match="at least 1 class, got 0"):
         detector(classes=0)
-    with pytest.raises(dicenet.ConfigError, match="pictures of 128x128 do not fit the head lite: give another"):
-        detector(head="lite", img_size=128)
+    with pytest.raises(dicenet.ConfigError, match="pictures of 64x64 do not fit the head ssd300: give another"):
+        detector("vgg11", head="ssd300", img_size=64)
     with pytest.raises(dicenet.ConfigError, match="the head espnet needs one at 1/8"):
         detector("vit_tiny_patch16_224")
     with pytest.raises(dicenet.ConfigError, match="img_size must be at least 32"):

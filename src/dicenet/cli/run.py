@@ -90,7 +90,7 @@ _FORMS = {
     "img_size": _SIZE,
     "crop_size": _SIZE,
     "ignore_id": "a whole number or several, such as 0 or [0,7]",
-    "priors": "official, auto, or seven ascending sizes, such as [0.05,0.1,0.2,0.35,0.5,0.7,1.0]",
+    "priors": "official, auto, or one ascending size more than the head has maps, as [0.05,0.1,0.2,0.35,0.5,0.7,1.0]",
 }
 
 
@@ -100,6 +100,9 @@ def _parser_message(error: Exception) -> str:
     for name, form in _FORMS.items():
         if f'"{name}"' in text and "Union" in text:
             return f"--{name.replace('_', '-')} must be {form}"
+    if found := re.match(r'Parser key "([a-z_]+)".*Union subtypes.*Given value type: .*?(?:int|float|str)', text):
+        kind = "a whole number" if "<class 'float'>" not in text else "a number"
+        return f"--{found[1].replace('_', '-')} must be {kind}"
     text = re.sub(r'^Parser key "([a-z_]+)":', lambda m: f"--{m[1].replace('_', '-')}:", text)
     return re.sub(r"--[a-z][a-z_]+", lambda m: m[0].replace("_", "-"), text)
 

@@ -18,6 +18,7 @@ from dicenet.errors import DataError
 WITHOUT_AREA = "boxes without area"
 OUTSIDE = "boxes outside the picture"
 CLIPPED = "boxes clipped to the picture"
+OTHER_SIZE = "annotations that give another size than the picture has: boxes are taken as they are"
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -42,9 +42,11 @@ def read_coco_part(file: Path, folder: Path, difficult: bool) -> tuple[list[tupl
         picture_of = _places(annotations, "image_id", image_ids, "picture", file)
         labels = _places(annotations, "category_id", [number for number, _ in classes], "category", file)
         corners, areas = _corners_and_areas(annotations, file)
-        crowd = np.array([bool(row.get("iscrowd", 0)) for row in annotations], bool)
+        crowd = np.array([_is_crowd(row, file) for row in annotations], bool)
         paths = [folder / row["file_name"] for row in images]
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
+        raise DataError(f"{file} is no list of COCO's instances: an entry has no {error}") from error
+    except TypeError as error:
         raise DataError(f"{file} is no list of COCO's instances: {error!r}") from error
     boxes = Boxes.of(corners, labels, None, crowd, areas)
     width, height = _sizes(images, paths, set(picture_of.tolist()))
@@ -112,8 +114,15 @@ def _places(annotations: Rows, key: str, ids: Sequence[int], what: str, file: Pa
     places = [place.get(row[key], -1) for row in annotations]
     if -1 in places:
         row = annotations[places.index(-1)]
-        raise DataError(f"annotation {row['id']} of {file} has {key} {row[key]}: there is no such {what} in the file")
+        raise DataError(f"annotation {row['id']} of {file} has {key} {row[key]!r}: there is no such {what} in the file")
     return np.array(places, np.int64)
+
+
+def _is_crowd(row: dict[str, Any], file: Path) -> bool:
+    mark = row.get("iscrowd", 0)
+    if mark not in (0, 1):
+        raise DataError(f"annotation {row['id']} of {file} has iscrowd {mark!r}: 0 or 1 is needed")
+    return bool(mark)
 
 
 def _is_number(value: Any) -> bool:

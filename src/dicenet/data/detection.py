@@ -56,7 +56,10 @@ class DetectionData:
         """
         name, part = self._part(name, _TRAIN_PARTS, "to train on")
         if not len(part.without_empty()):
-            raise DataError(f"part {name} of {self.path} has no box to learn from: all its pictures are empty")
+            raise DataError(
+                f"part {name} of {self.path} has no box to learn from: its pictures are empty, or have crowds or "
+                "difficult objects only"
+            )
         return name, part
 
     def evaluation_part(self, name: str | None = None) -> tuple[str, BoxedPictures]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dicenet.data.boxes import Array, BoxedPictures, BoxedSample, Boxes, within
+from dicenet.data.boxes import OTHER_SIZE, Array, BoxedPictures, BoxedSample, Boxes, within
 from dicenet.data.pictures import read_picture, read_size
 from dicenet.errors import DataError
 
@@ -84,10 +84,10 @@ def _box(element: ElementTree.Element, name: str, path: Path) -> list[float]:
 
 def _size(root: ElementTree.Element, path: Path) -> tuple[float, float] | None:
     """Size as the file gives it; some tools write none, or zeros."""
-    size = root.find("size")
-    if size is None:
+    given = [(root.findtext(f"size/{side}") or "").strip() for side in ("width", "height")]
+    if not all(given):
         return None
-    width, height = (_number(size.findtext(side), f"a {side}", path) for side in ("width", "height"))
+    width, height = (_number(text, f"a {side}", path) for text, side in zip(given, ("width", "height"), strict=True))
     return (width, height) if width > 0 and height > 0 else None
 
 
@@ -128,14 +128,18 @@ def _checked(objects: Objects, index: dict[str, int], picture: Path, annotation:
     if unknown := [name for name in objects.names if name not in index]:
         raise DataError(f"annotation {annotation} has an object of class {unknown[0]!r}: classes.txt does not list it")
     boxes = Boxes.of(objects.boxes, [index[name] for name in objects.names], objects.difficult)
-    return within(boxes, *(objects.size or _size_in_file(picture)))
+    size = _size_in_file(picture) or objects.size or (math.inf, math.inf)
+    kept, counts = within(boxes, *size)
+    if objects.size not in (None, size):
+        counts[OTHER_SIZE] += 1
+    return kept, counts
 
 
-def _size_in_file(picture: Path) -> tuple[float, float]:
+def _size_in_file(picture: Path) -> tuple[float, float] | None:
     try:
         return read_size(picture)
     except DataError:  # named when it is used; boxes are clipped then, as all are
-        return math.inf, math.inf
+        return None
 
 
 def _part(

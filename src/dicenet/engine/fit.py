@@ -116,7 +116,7 @@ class FitSettings:
 def moving_average(decay: float, averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
     """Move averages towards the weights of another step, as :class:`torch.optim.swa_utils.AveragedModel` asks for it.
 
-    The n-th step moves them by 1 - min(decay, (1 + n) / (10 + n)), as TensorFlow and timm do: else the weights of the
+    The n-th step moves them by 1 - min(decay, (1 + n) / (10 + n)), as TensorFlow does: else the weights of the
     start, which mean nothing, would be part of the average for 1 / (1 - decay) steps and more.
 
     Args:

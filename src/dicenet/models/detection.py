@@ -9,7 +9,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from dicenet.classes import VOC_OBJECTS
 from dicenet.errors import ConfigError
-from dicenet.models.detection_heads import HEADS, PlainHead, SSDHead
+from dicenet.models.detection_heads import HEADS, SSDHead
 from dicenet.models.network import ImgSize, pair
 from dicenet.models.priors import PriorSettings, decode, prior_boxes
 from dicenet.models.pyramid import (
@@ -123,7 +123,9 @@ class DetectionNetwork(PyramidNetwork):
 
     def map_channels(self) -> list[int]:
         """Channels of the backbone's maps."""
-        return self.backbone.widths if isinstance(self.backbone, Expanded | VGGPyramid) else super().map_channels()
+        if isinstance(self.backbone, Expanded | VGGPyramid):
+            return list(self.backbone.widths)
+        return super().map_channels()
 
     def set_input_size(self, img_size: ImgSize) -> None:
         """Change the size that pictures must be resized to, and with it the priors."""
@@ -258,8 +260,8 @@ def detection_backbone(name: str, head: str, **arguments: Any) -> nn.Module:
         ConfigError: there is no such head, or the model lacks the maps.
         WeightsError: its weights cannot be had.
     """
-    if HEADS[check_head(head)].build is PlainHead:
-        return vgg_pyramid(check_backbone(name), head == "ssd512", **arguments)
+    if HEADS[check_head(head)].of_vgg:
+        return vgg_pyramid(check_backbone(name), **arguments)
     levels, wanted = pyramid_levels(name, **arguments), HEADS[head].reductions
     if missing := [reduction for reduction in wanted if reduction not in levels]:
         raise ConfigError(

@@ -142,10 +142,31 @@ class ESPNetHead(SSDHead):
 # -- lite
 
 
-def _bottleneck(in_channels: int, out_channels: int, padding: int = 1) -> nn.Module:
+class Unpadded(ConvNormAct):
+    """A depth-wise 3x3 convolution with stride 2 and without padding: one position from 3x3 or 4x4.
+
+    Smaller maps are padded to 3x3, so that small pictures have a last map too.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, 2, groups=channels)
+        self.conv.padding = (0, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Halve x."""
+        height, width = x.shape[2:]
+        if min(height, width) < 3:
+            x = F.pad(x, (0, max(0, 3 - width), 0, max(0, 3 - height)))
+        return super().forward(x)
+
+
+def _halving_depthwise(channels: int, last: bool) -> nn.Module:
+    return Unpadded(channels) if last else ConvNormAct(channels, channels, 3, 2, groups=channels)
+
+
+def _bottleneck(in_channels: int, out_channels: int, last: bool = False) -> nn.Module:
     half = out_channels // 2
-    middle = ConvNormAct(half, half, 3, 2, groups=half)
-    middle.conv.padding = (padding, padding)
+    middle = _halving_depthwise(half, last)
     return nn.Sequential(ConvNormAct(in_channels, half, 1), middle, ConvNormAct(half, out_channels, 1))
 
 
@@ -165,7 +186,7 @@ class LiteHead(SSDHead):
         self.top = ConvNormAct(deepest, self.TOP, 1, groups=math.gcd(self.GROUPS, deepest))
         first, second, third = self.EXTRAS
         self.extras = nn.ModuleList(
-            (_bottleneck(self.TOP, first), _bottleneck(first, second), _bottleneck(second, third, padding=0))
+            (_bottleneck(self.TOP, first), _bottleneck(first, second), _bottleneck(second, third, last=True))
         )
         self.predictors = Predictors([*larger, self.TOP, *self.EXTRAS], per_position, num_scores, _separable)
 
@@ -189,20 +210,24 @@ class FPNLiteHead(SSDHead):
     Args: as for :class:`ESPNetHead`.
     """
 
-    WIDTH, PADDINGS = 128, (1, 1, 0)
+    WIDTH, FURTHER = 128, 3
 
     def __init__(self, channels: Sequence[int], per_position: Sequence[int], num_scores: int) -> None:
         super().__init__()
         self.lateral = nn.ModuleList(ConvNormAct(wide, self.WIDTH, 1) for wide in channels)
-        self.smooth = nn.ModuleList(self._separable(1, 1) for _ in channels[:-1])
-        # the last as in lite: from 3x3 to one position, or 4x4
-        self.extras = nn.ModuleList(self._separable(2, padding) for padding in self.PADDINGS)
-        self.predictors = Predictors([self.WIDTH] * (len(channels) + 3), per_position, num_scores, _separable)
+        self.smooth = nn.ModuleList(
+            nn.Sequential(ConvNormAct(self.WIDTH, self.WIDTH, 3, groups=self.WIDTH), self._pointwise())
+            for _ in channels[:-1]
+        )
+        self.extras = nn.ModuleList(
+            nn.Sequential(_halving_depthwise(self.WIDTH, last=step == self.FURTHER - 1), self._pointwise())
+            for step in range(self.FURTHER)
+        )
+        maps = len(channels) + self.FURTHER
+        self.predictors = Predictors([self.WIDTH] * maps, per_position, num_scores, _separable)
 
-    def _separable(self, stride: int, padding: int) -> nn.Module:
-        depthwise = ConvNormAct(self.WIDTH, self.WIDTH, 3, stride, groups=self.WIDTH)
-        depthwise.conv.padding = (padding, padding)
-        return nn.Sequential(depthwise, ConvNormAct(self.WIDTH, self.WIDTH, 1))
+    def _pointwise(self) -> nn.Module:
+        return ConvNormAct(self.WIDTH, self.WIDTH, 1)
 
     def maps(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
         """The maps that are predicted from, the largest first."""
@@ -268,22 +293,51 @@ class SSDLiteHead(SSDHead):
 # -- the original
 
 
-class PlainHead(SSDHead):
-    """The original SSD's: a 3x3 convolution on each of the backbone's maps (Liu et al. 2016, section 2.1).
+class OriginalHead(SSDHead):
+    """The original SSD's, on VGG (Liu et al. 2016, section 3; layers as torchvision's).
+
+    The first map is normalised and scaled, the second goes through layers 6 and 7, dilated; further maps follow, and a
+    3x3 convolution predicts from each.
 
     Args:
-        channels: of the maps.
-        per_position: priors at each position of each map.
+        channels: of VGG's maps at an eighth and a sixteenth of the picture.
+        per_position: priors at each position of the maps: six, or seven for pictures of 512x512.
         num_scores: classes, with the background.
     """
 
+    #: Middle and outer channels of the further maps, and kernel, stride and padding of their second convolution.
+    EXTRAS = ((256, 512, 3, 2, 1), (128, 256, 3, 2, 1), (128, 256, 3, 1, 0), (128, 256, 3, 1, 0), (128, 256, 4, 1, 0))
+    WIDE, SCALE = 1024, 20.0
+
     def __init__(self, channels: Sequence[int], per_position: Sequence[int], num_scores: int) -> None:
         super().__init__()
-        self.predictors = Predictors(channels, per_position, num_scores, partial(nn.Conv2d, kernel_size=3, padding=1))
+        first, second = channels
+        self.scale = nn.Parameter(torch.full((first,), self.SCALE))
+        self.top = nn.Sequential(
+            nn.MaxPool2d(3, 1, 1),
+            nn.Conv2d(second, self.WIDE, 3, padding=6, dilation=6),
+            nn.ReLU(),
+            nn.Conv2d(self.WIDE, self.WIDE, 1),
+            nn.ReLU(),
+        )
+        further = self.EXTRAS[: len(per_position) - 2]
+        wide = [self.WIDE, *(outer for _, outer, *_ in further)]
+        self.extras = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(inner, middle, 1), nn.ReLU(), nn.Conv2d(middle, outer, kernel, stride, padding), nn.ReLU()
+            )
+            for inner, (middle, outer, kernel, stride, padding) in zip(wide, further, strict=False)
+        )
+        make = partial(nn.Conv2d, kernel_size=3, padding=1)
+        self.predictors = Predictors([first, *wide], per_position, num_scores, make)
 
     def maps(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
         """The maps that are predicted from, the largest first."""
-        return list(pyramid)
+        first, second = pyramid
+        maps = [self.scale[:, None, None] * F.normalize(first), self.top(second)]
+        for layer in self.extras:
+            maps.append(layer(maps[-1]))
+        return maps
 
 
 class HeadForm(NamedTuple):
@@ -294,12 +348,14 @@ class HeadForm(NamedTuple):
         reductions: parts of the picture's side that the backbone's maps have.
         ratios: aspect ratios of the priors of each map.
         img_size: of pictures, unless another is given.
+        of_vgg: whether it stands on VGG alone.
     """
 
     build: Callable[..., SSDHead]
     reductions: tuple[int, ...]
     ratios: tuple[tuple[float, ...], ...]
     img_size: int = 300
+    of_vgg: bool = False
 
     @property
     def first_level(self) -> int:
@@ -312,7 +368,6 @@ HEADS = {
     "lite": HeadForm(LiteHead, (8, 16, 32), (_FEW, _MANY, _MANY, _MANY, _FEW, _FEW)),
     "fpnlite": HeadForm(FPNLiteHead, (8, 16, 32), (_FEW, _MANY, _MANY, _MANY, _FEW, _FEW)),
     "ssdlite": HeadForm(SSDLiteHead, (16, 32), (_MANY,) * 6),
-    # VGG's own layers give the further maps
-    "ssd300": HeadForm(PlainHead, (8,), (_FEW, _MANY, _MANY, _MANY, _FEW, _FEW)),
-    "ssd512": HeadForm(PlainHead, (8,), (_FEW, _MANY, _MANY, _MANY, _MANY, _FEW, _FEW), 512),
+    "ssd300": HeadForm(OriginalHead, (8, 16), (_FEW, _MANY, _MANY, _MANY, _FEW, _FEW), of_vgg=True),
+    "ssd512": HeadForm(OriginalHead, (8, 16), (_FEW, _MANY, _MANY, _MANY, _MANY, _FEW, _FEW), 512, of_vgg=True),
 }

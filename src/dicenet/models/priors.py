@@ -39,7 +39,7 @@ class PriorSettings:
         ascending = all(small < large for small, large in zip(self.scales, self.scales[1:], strict=False))
         if len(self.scales) != wanted or not ascending or self.scales[0] <= 0:
             raise ConfigError(
-                f"scales of priors must be {wanted} ascending parts of the picture's side above 0, got "
+                f"scales of priors (--priors) must be {wanted} ascending parts of the picture's side above 0, got "
                 f"{', '.join(f'{scale:g}' for scale in self.scales)}"
             )
 

@@ -61,8 +61,13 @@ def build_backbone(name: str, levels: Sequence[int], **arguments: Any) -> nn.Mod
         ConfigError: it cannot be built.
         WeightsError: its weights cannot be had.
     """
+    return build_model(name, features_only=True, out_indices=tuple(levels), **arguments)
+
+
+def build_model(name: str, **arguments: Any) -> nn.Module:
+    """A timm model. Errors as of :func:`build_backbone`."""
     try:
-        return timm.create_model(name, features_only=True, out_indices=tuple(levels), **arguments)
+        return timm.create_model(name, **arguments)
     except (OSError, *_UNBUILDABLE) as error:
         if arguments.get("pretrained"):
             raise WeightsError(f"the weights of {name} cannot be fetched or do not fit: {error}") from error

@@ -93,7 +93,8 @@ def train(
         warmup: part of the run in which the learning rate rises.
         label_smoothing: part of the target given to all classes.
         drop_rate: dropout before the classifier; the official rate of the width if not given.
-        ema: decay of an average of the weights that is validated and saved instead, such as 0.999; 0: none.
+        ema: decay of an average of the weights that is validated and saved instead, such as 0.999, that
+            moves fast at first; 0: none.
         augment: resized-crop, shift or none; chosen by the pictures' size.
         min_scale: smallest part of a picture that a resized crop takes; 0.2 up to width 1.0, else 0.08.
         hflip: probability of mirroring; 0.5, or 0 for digits.

@@ -1,7 +1,7 @@
 """How well priors fit the boxes of a data set, and sizes that fit better."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ ENOUGH = 0.9
 #: Pictures whose boxes are looked at, at most.
 _LOOKED_AT = 500
 #: Boxes of each class that proposals are made for, at most.
-_OF_A_CLASS = 200
+_OF_A_CLASS = 100
 #: Bounds of the smallest scale, before scales are moved; by what they are moved, and how often.
 _LEAST, _MOST = 0.01, 0.35
 _FACTORS, _ROUNDS = (0.8, 0.9, 1.1, 1.25), 3
@@ -67,28 +67,41 @@ def lowest(shares: Sequence[float | None]) -> float:
 
 
 def proposed_settings(net: DetectionNetwork, boxes: Tensor, labels: Tensor) -> PriorSettings:
-    """Settings like the network's, with scales that leave out fewer boxes of the class that is worst off.
+    """Settings like the network's, with scales that cover more boxes on average over the classes.
 
-    From scales that grow by equal factors each one is moved in turn as long as that helps.
+    From the official scales, and from ones that grow by equal factors, each is moved in turn as long as that helps;
+    where nothing helps the official ones stay. The lowest share counts where the averages are equal only: a class that
+    no scales suit, as small objects on coarse maps, would otherwise spoil the others.
     """
     boxes, labels = _some_of_each(boxes, labels)
     steps = len(net.prior_settings.ratios)
     small = min((_sides(boxes[labels == label]).quantile(0.1).item() for label in labels.unique()), default=_LEAST)
     first = min(max(small, _LEAST), _MOST)
-    scales = [first * (LARGEST / first) ** (step / steps) for step in range(steps + 1)]
+    assert net.input_size is not None
+    official = replace(net.prior_settings, scales=None)
+    starts = (
+        [first * (LARGEST / first) ** (step / steps) for step in range(steps + 1)],
+        official.sides(min(net.input_size)),
+    )
 
     def value(scales: Sequence[float]) -> tuple[float, float]:
         priors = net.priors_of(replace(net.prior_settings, scales=tuple(scales)))
         known = [share for share in coverage(boxes, labels, priors, net.num_classes) if share is not None]
-        return min(known, default=1.0), sum(known)
+        return round(sum(known), 3), min(known, default=1.0)
 
-    best = value(scales)
-    for step, factor in [(step, factor) for _ in range(_ROUNDS) for step in range(steps + 1) for factor in _FACTORS]:
+    scales = max((_moved(start, value) for start in starts), key=value)
+    return replace(net.prior_settings, scales=tuple(round(scale, 4) for scale in scales))
+
+
+def _moved(scales: list[float], value: Callable[[Sequence[float]], tuple[float, float]]) -> list[float]:
+    """Scales of a higher value, each moved in turn."""
+    best, steps = value(scales), range(len(scales))
+    for step, factor in [(step, factor) for _ in range(_ROUNDS) for step in steps for factor in _FACTORS]:
         moved = [*scales[:step], scales[step] * factor, *scales[step + 1 :]]
         ascending = all(one < other for one, other in itertools.pairwise(moved))
         if ascending and moved[-1] <= LARGEST and (found := value(moved)) > best:
             scales, best = moved, found
-    return replace(net.prior_settings, scales=tuple(round(scale, 4) for scale in scales))
+    return scales
 
 
 def _sides(boxes: Tensor) -> Tensor:
@@ -96,7 +109,7 @@ def _sides(boxes: Tensor) -> Tensor:
 
 
 def _some_of_each(boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """At most 200 boxes of each class, evenly spread."""
+    """At most 100 boxes of each class, evenly spread."""
     chosen = [
         (labels == label).nonzero()[:, 0][evenly_spread(int((labels == label).sum()), _OF_A_CLASS)]
         for label in labels.unique()

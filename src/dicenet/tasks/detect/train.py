@@ -91,9 +91,9 @@ def train(
         batch_size: pictures per step of a process.
         img_size: size that pictures are resized to, one number or [height, width]; that of the weights, or 300.
         head: espnet, lite, fpnlite, ssdlite, or on vgg16 ssd300 or ssd512; that of the weights, or espnet.
-        priors: sizes of the prior boxes: official, auto (chosen for the boxes of the data), or seven ascending parts of
-            the picture's side, as [0.05,0.1,0.2,0.35,0.5,0.7,1.0]. Without a word those of a detector in weights, or
-            else official.
+        priors: sizes of the prior boxes: official, auto (chosen for the boxes of the data), or ascending parts of the
+            picture's side, one more than the head has maps, as [0.05,0.1,0.2,0.35,0.5,0.7,1.0]. Without a word those of
+            a detector in weights, or else official.
         train_split: part to train on; the first there is of train, trainval, all.
         val_split: part to judge epochs by; val, or test where there is none.
         keep_empty: train on pictures without boxes too.
@@ -110,7 +110,8 @@ def train(
         cycled: epochs in which hybrid cycles; 61 % of all if not given.
         freeze_backbone: train the head only.
         freeze_norms: keep all norms as they are.
-        ema: decay of an average of the weights that is validated and saved instead, such as 0.999; 0: none.
+        ema: decay of an average of the weights that is validated and saved instead, such as 0.999, that
+            moves fast at first; 0: none.
         photometric: probability of each change of colours.
         zoom_out: largest factor by which pictures are shrunk into a canvas; 1: none.
         iou_crop: train on parts of pictures too.

@@ -116,7 +116,8 @@ def train(
         class_weight_power: exponent of the class weights; below 1 they are milder.
         freeze_backbone: train the decoder only.
         freeze_norms: keep all norms as they are.
-        ema: decay of an average of the weights that is validated and saved instead, such as 0.999; 0: none.
+        ema: decay of an average of the weights that is validated and saved instead, such as 0.999, that
+            moves fast at first; 0: none.
         min_scale: smallest factor by which pictures are scaled.
         max_scale: largest factor.
         hflip: probability of mirroring.
