@@ -79,8 +79,8 @@ def read_list(file: Path) -> list[Row]:
 def _row(fields: list[str], line: int, file: Path) -> Row:
     if len(fields) != 2:
         raise DataError(
-            f"{file} has {len(fields)} fields in line {line}: two are needed, a path and labels with spaces between "
-            "them, such as 'a.jpg,cat dog' ('a.jpg,' without labels)"
+            f"{file} needs two fields in line {line}, got {len(fields)}: a path, and labels with spaces between them, "
+            "such as 'a.jpg,cat dog' ('a.jpg,' without labels)"
         )
     path, labels = (field.strip() for field in fields)
     if not path:

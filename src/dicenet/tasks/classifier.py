@@ -177,5 +177,6 @@ def logits_of(
         return torch.empty(0, net.num_classes)
     transform = evaluation_transform(preprocessing)
     batch = torch.stack([transform(picture) for _, picture in pictures])
+    dtype = next(net.parameters()).dtype
     with torch.inference_mode():
-        return net(batch.to(device, memory_format=torch.channels_last)).float().cpu()
+        return net(batch.to(device, dtype, memory_format=torch.channels_last)).float().cpu()

@@ -1,6 +1,6 @@
 """What the training of classifiers shares: which network is trained, at which size, and how pictures are prepared."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import timm
 from rich.console import Console
@@ -36,7 +36,7 @@ def check_drop_rate(drop_rate: float | None) -> None:
 
 
 def input_for(
-    median_side: int,
+    median_side: Callable[[], int],
     img_size: int | tuple[int, int] | None,
     stem: str | None,
     weights: str | None,
@@ -45,7 +45,7 @@ def input_for(
     """Input size and stem: as asked; else those of the weights; else chosen by the size of the pictures."""
     if weights is not None:
         return img_size, stem
-    small = small_input(median_side)
+    small = small_input(median_side())
     if small is None or (stem and img_size is not None):
         return img_size, stem
     size = small if img_size is None else img_size

@@ -127,7 +127,7 @@ def train(
     train_part, val_part, judged_on = _training_parts(dataset, val_fraction, seed)
     net, finished = run.stored_network(Network, dataset.class_names)
     if net is None:
-        size, stem = input_for(dataset.median_side(), img_size, stem, weights, run.console)
+        size, stem = input_for(dataset.median_side, img_size, stem, weights, run.console)
         names = dataset.class_names
         net = network_to_train(TASK, model, weights, names, in_chans, size, stem, drop_rate, run.console)
     preprocessing = training_preprocessing(net)

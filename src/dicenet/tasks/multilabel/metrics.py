@@ -84,7 +84,8 @@ class MultilabelMetrics(Metric):
             ``precision_per_class``, ``recall_per_class``, ``ap_per_class`` (None for one that no picture shows),
             ``shown_per_class`` and ``found_per_class``, in pictures.
         """
-        counts = (self.true_positives.double(), self.found.double(), self.shown.double())
+        # on the CPU: not all devices have float64
+        counts = tuple(count.cpu().double() for count in (self.true_positives, self.found, self.shown))
         by_class = _rates(*counts)
         overall = _rates(*(count.sum() for count in counts))
         precisions = self._average_precisions()
@@ -109,7 +110,8 @@ class MultilabelMetrics(Metric):
         """Area under precision over recall of each class, by steps, without interpolation; None without truth."""
         if not self.shown.any():
             return [None] * len(self.shown)
-        logits, truth = (torch.cat(part) if isinstance(part, list) else part for part in (self.logits, self.truth))
+        gathered = (torch.cat(part) if isinstance(part, list) else part for part in (self.logits, self.truth))
+        logits, truth = (part.cpu() for part in gathered)
         # in float64 more logits keep their order
         probabilities = logits.double().sigmoid()
         return [

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dicenet.data.labels import SIZES
 from dicenet.models.network import Network
 from dicenet.models.restoring import MULTILABEL
 from dicenet.tasks.classifier import ClassifierOptimisation, ClassifierTask
@@ -32,6 +33,8 @@ class MultilabelTask(ClassifierTask):
         order: for each class of the data that of the network, where they are others: only these are judged.
     """
 
+    order: Tensor
+
     def __init__(
         self,
         net: Network,
@@ -41,15 +44,22 @@ class MultilabelTask(ClassifierTask):
         order: Sequence[int] | None = None,
     ) -> None:
         super().__init__(net, class_names, optimisation or ClassifierOptimisation())
-        self.register_buffer("order", torch.tensor(range(len(self.class_names)) if order is None else order))
+        chosen = range(len(self.class_names)) if order is None else order
+        self.register_buffer("order", torch.tensor(chosen), persistent=False)
         self.metrics = MultilabelMetrics(len(self.order), threshold)
         self.loss_factor = float(len(self.class_names))
-
-    order: Tensor
 
     def logits(self, batch: dict[str, Any]) -> Tensor:
         """Of a batch's pictures, for the classes of the data."""
         return super().logits(batch)[:, self.order]
+
+    def judge(self, batch: dict[str, Any]) -> Tensor | None:
+        """Collect the scores of a batch; its logits, or None if none of its pictures could be read."""
+        logits = super().judge(batch)
+        if logits is None:  # of each process the metric must have logits to gather, be it of no picture
+            none = torch.zeros(0, len(self.order), device=self.device)
+            self.metrics.update(none, none[:, None].expand(-1, 1 + len(SIZES), -1))
+        return logits
 
     def losses(self, logits: Tensor, truth: Tensor) -> Tensor:
         """(N,) binary cross-entropy, the mean over the classes; ``truth`` is (N, 4, C)."""

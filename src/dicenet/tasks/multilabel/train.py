@@ -1,6 +1,7 @@
 """Training a multi-label classifier."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -11,7 +12,7 @@ from dicenet.data.multilabel import open_multilabel_data
 from dicenet.data.samples import LoaderSettings
 from dicenet.data.transforms import evaluation_transform, training_transform
 from dicenet.engine.fit import FitSettings
-from dicenet.errors import ConfigError
+from dicenet.errors import ConfigError, DataError
 from dicenet.models.network import Network
 from dicenet.ops import flush_denormals
 from dicenet.tasks.arguments import default_workers, plain_arguments
@@ -138,11 +139,13 @@ def train(
     train_part, val_part, judged_on = chosen_parts(
         dataset, train_split, val_split, val_fraction, lambda part: hold_out(part, val_fraction, seed), run.console
     )
+    if not val_part.has_labels():
+        raise DataError(f"the {judged_on} of {data} has no label to judge by: none of its pictures has one")
     say_what_lacks(run.console, train_part, "training")
     say_what_lacks(run.console, val_part, "validation")
     net, finished = run.stored_network(Network, names)
     if net is None:
-        size, stem = input_for(median_side(train_part), img_size, stem, weights, run.console)
+        size, stem = input_for(partial(median_side, train_part), img_size, stem, weights, run.console)
         net = network_to_train(TASK, model, weights, names, in_chans, size, stem, drop_rate, run.console)
     preprocessing = training_preprocessing(net, crop_mode="squash")
     augmentation = augmentation_for(net, augment, min_scale, hflip)
