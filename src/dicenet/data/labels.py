@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from dicenet.data.boxes import CLIPPED, Array, BoxedPictures
-from dicenet.data.masks import IGNORE, MaskedPictures, MaskedSample
+from dicenet.data.masks import MaskedPictures, MaskedSample
 from dicenet.data.samples import LoaderSettings, Sample, SampleList, held_out_indices
 from dicenet.data.transforms import Transform
 from dicenet.errors import DataError
@@ -74,9 +76,8 @@ def from_boxes(part: BoxedPictures) -> LabelledPictures:
     """Classes and sizes of objects with boxes: difficult ones and crowds count too, as in the official code."""
     classes = len(part.class_names)
     samples = [
-        Sample(sample.name, sample.read, target_of(boxes.labels, classes, boxes.area))
+        Sample(sample.name, sample.read, target_of(sample.boxes.labels, classes, sample.boxes.area))
         for sample in part.samples
-        for boxes in [sample.boxes]
     ]
     left_out = part.left_out()
     left_out.pop(CLIPPED, None)  # their classes are used
@@ -99,21 +100,15 @@ def from_masks(part: MaskedPictures, samples: Iterable[MaskedSample], void: Sequ
         try:
             numbers = np.unique(sample.read_mask())
         except DataError as error:
-            found.append(Sample(sample.name, _Refusal(str(error)), target_of([], len(names))))
+            found.append(Sample(sample.name, partial(_refuse, str(error)), target_of([], len(names))))
             continue
-        labels = [place[number] for number in numbers.tolist() if number != IGNORE and number in place]
+        labels = [place[number] for number in numbers.tolist() if number in place]  # void is in none
         found.append(Sample(sample.name, sample.read, target_of(labels, len(names))))
     return LabelledPictures(found, names)
 
 
-class _Refusal:
-    """Reads no picture, for a reason."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-
-    def __call__(self) -> Any:
-        raise DataError(self.reason)
+def _refuse(reason: str) -> Image.Image:
+    raise DataError(reason)
 
 
 def hold_out(part: LabelledPictures, fraction: float, seed: int) -> tuple[LabelledPictures, LabelledPictures]:
