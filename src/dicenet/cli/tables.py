@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
-from dicenet.analysis.paper import claims, figure8, figures, table6
+from dicenet.analysis.paper import claims, figure8, figures, table6, table7
 from dicenet.analysis.paper.entries import TABLES
 from dicenet.analysis.paper.tables import FORMATS, table_rows, write
 from dicenet.cli.run import Command
@@ -140,6 +140,7 @@ _FIGURES = {
 COMMANDS = {
     **{str(number): Command(_numbered(number)) for number in TABLES},
     "6": Command(_table(table6.TITLE, table6.NOTE, lambda: table6.table_6_rows(_counting))),
+    "7": Command(_table(table7.TITLE, table7.NOTE, lambda: table7.table_7_rows(_counting))),
     "claims": Command(_claims),
     "figure4": Command(_figure4),
     **{name: Command(figure) for name, figure in _FIGURES.items()},

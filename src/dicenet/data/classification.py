@@ -44,8 +44,7 @@ class ClassificationData:
 
     def median_side(self) -> int:
         """Median of the shorter sides of some of its pictures, in pixels; 0 if none can be read."""
-        sizes = next(iter(self.parts.values())).sizes(_MEASURED_PICTURES)
-        return int(statistics.median(min(size) for size in sizes)) if sizes else 0
+        return median_side(next(iter(self.parts.values())))
 
     def evaluation_part(self, name: str | None = None) -> tuple[str, Part]:
         """The part to evaluate on: ``name``, or the first there is of test, val, all.
@@ -57,6 +56,12 @@ class ClassificationData:
             if candidate in self.parts:
                 return candidate, self.parts[candidate]
         raise ConfigError(f"{self.path} has no part {name or 'test or val'}: it has {', '.join(self.parts)}")
+
+
+def median_side(part: Part) -> int:
+    """Median of the shorter sides of some pictures of a part, in pixels; 0 if none can be read."""
+    sizes = part.sizes(_MEASURED_PICTURES)
+    return int(statistics.median(min(size) for size in sizes)) if sizes else 0
 
 
 def small_input(median_side: int) -> int | None:

@@ -10,7 +10,7 @@ from dicenet.classes import VOC_OBJECTS
 from dicenet.data.boxes import BoxedPictures
 from dicenet.data.classification import PART_FOLDERS, read_names
 from dicenet.data.coco_boxes import read_coco_part
-from dicenet.data.pictures import SUFFIXES, is_picture
+from dicenet.data.pictures import SUFFIXES, data_folder, is_picture
 from dicenet.data.voc_boxes import Pair, read_voc_parts
 from dicenet.errors import ConfigError, DataError
 
@@ -40,7 +40,13 @@ class DetectionData:
     files: dict[str, list[Pair]]
     plus_one: bool = False
 
-    def _part(self, name: str | None, candidates: Sequence[str], purpose: str) -> tuple[str, BoxedPictures]:
+    def part(self, name: str | None, candidates: Sequence[str], purpose: str) -> tuple[str, BoxedPictures]:
+        """The part called ``name``, or the first there is of ``candidates``.
+
+        Raises:
+            ConfigError: there is no such part; ``purpose`` says what it was for.
+            DataError: one of its files is missing.
+        """
         for candidate in [name] if name else candidates:
             if candidate in self.parts:
                 _check_files(self.files[candidate])
@@ -54,7 +60,7 @@ class DetectionData:
             ConfigError: there is no such part.
             DataError: one of its files is missing, or no picture has a box to learn from.
         """
-        name, part = self._part(name, _TRAIN_PARTS, "to train on")
+        name, part = self.part(name, _TRAIN_PARTS, "to train on")
         if not len(part.without_empty()):
             raise DataError(
                 f"part {name} of {self.path} has no box to learn from: its pictures are empty, or have crowds or "
@@ -64,7 +70,7 @@ class DetectionData:
 
     def evaluation_part(self, name: str | None = None) -> tuple[str, BoxedPictures]:
         """The part to evaluate on: ``name``, or the first there is of test, val, all. Errors as above."""
-        name, part = self._part(name, _EVALUATION_PARTS, "test or val")
+        name, part = self.part(name, _EVALUATION_PARTS, "test or val")
         if not part.can_be_judged_by():
             raise DataError(f"part {name} of {self.path} has no box to judge by: only empty pictures or crowds")
         return name, part
@@ -257,6 +263,12 @@ def _from_json(layout: str, lists: dict[str, tuple[Path, Path]], difficult: bool
 _LAYOUTS: tuple[Callable[[Path, bool], _Found | None], ...] = (_voc, _voc_years, _coco, _coco_folders, _folders)
 
 
+def recognise_detection_data(root: Path, difficult: bool = False) -> DetectionData | None:
+    """The data set in a folder; None if it is in no known layout. Else as :func:`open_detection_data`."""
+    found = next((found for layout in _LAYOUTS if (found := layout(root, difficult))), None)
+    return None if found is None else DetectionData(str(root), *found)
+
+
 def open_detection_data(path: str, *, difficult: bool = False) -> DetectionData:
     """Open the data set at ``path``.
 
@@ -274,13 +286,10 @@ def open_detection_data(path: str, *, difficult: bool = False) -> DetectionData:
         DataError: it does not exist, is in no known layout, or an annotation is wrong. Missing files are told of the
             part that is asked for.
     """
-    root = Path(path)
-    if not root.is_dir():
-        raise DataError(f"data path {path} {'is a file' if root.exists() else 'does not exist'}: give a folder")
-    found = next((found for layout in _LAYOUTS if (found := layout(root, difficult))), None)
+    found = recognise_detection_data(data_folder(path), difficult)
     if found is None:
         raise DataError(
             f"data path {path} is in no known layout for detection: it needs PASCAL VOC or COCO as they are unpacked, "
             "or folders images and annotations (XML files of the same names; also in train and val)"
         )
-    return DetectionData(path, *found)
+    return found

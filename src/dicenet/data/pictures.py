@@ -78,6 +78,14 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
+def data_folder(path: str) -> Path:
+    """The folder of a data set. Raises DataError if it is none."""
+    root = Path(path)
+    if not root.is_dir():
+        raise DataError(f"data path {path} {'is a file' if root.exists() else 'does not exist'}: give a folder")
+    return root
+
+
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
     """Files as they are given, and all pictures below folders, in order of their names.
 

@@ -22,11 +22,14 @@ from dicenet.errors import ConfigError, DataError
 
 
 class Sample(NamedTuple):
-    """A picture of a known class. ``read`` decodes it and raises DataError if it cannot."""
+    """A picture and what it shows. ``read`` decodes it and raises DataError if it cannot.
+
+    ``target`` is the number of its class, or an array of several: see :mod:`dicenet.data.labels`.
+    """
 
     name: str
     read: Callable[[], Image.Image]
-    target: int
+    target: Any
 
 
 class Part(Protocol):
@@ -120,7 +123,7 @@ def prepared(sample: Sample, transform: Transform | None) -> dict[str, Any]:
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of pictures with classes: see :func:`joined`; target (N,)."""
+    """A batch of pictures with classes: see :func:`joined`; target (N,), or (N, 4, C) of several classes a picture."""
     return joined(items, default_collate)
 
 

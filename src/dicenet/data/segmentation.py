@@ -12,7 +12,7 @@ from torchvision.datasets import Cityscapes
 from dicenet.classes import CAMVID, CAMVID_WEIGHTS, CITYSCAPES, CITYSCAPES_WEIGHTS, VOC
 from dicenet.data.classification import PART_FOLDERS, read_names
 from dicenet.data.masks import IGNORE, MOST_CLASSES, MaskCoding, MaskedPictures, MaskedSample, open_mask, read_mask
-from dicenet.data.pictures import is_picture, read_picture
+from dicenet.data.pictures import data_folder, is_picture, read_picture
 from dicenet.errors import ConfigError, DataError
 
 _LISTS = Path("ImageSets/Segmentation")
@@ -40,7 +40,13 @@ class SegmentationData:
     class_weights: list[float] | None = None
     files: dict[str, list[Pair]] = field(default_factory=dict)
 
-    def _part(self, name: str | None, candidates: Sequence[str], purpose: str) -> tuple[str, MaskedPictures]:
+    def part(self, name: str | None, candidates: Sequence[str], purpose: str) -> tuple[str, MaskedPictures]:
+        """The part called ``name``, or the first there is of ``candidates``.
+
+        Raises:
+            ConfigError: there is no such part; ``purpose`` says what it was for.
+            DataError: one of its files is missing.
+        """
         for candidate in [name] if name else candidates:
             if candidate in self.parts:
                 _check_files(self.files[candidate])
@@ -49,11 +55,11 @@ class SegmentationData:
 
     def training_part(self, name: str | None = None) -> tuple[str, MaskedPictures]:
         """The part to train on: ``name``, or the first there is of trainaug, train, all. ConfigError if none is."""
-        return self._part(name, _TRAIN_LISTS, "to train on")
+        return self.part(name, _TRAIN_LISTS, "to train on")
 
     def evaluation_part(self, name: str | None = None) -> tuple[str, MaskedPictures]:
         """The part to evaluate on: ``name``, or the first there is of test, val, all. ConfigError if none is."""
-        return self._part(name, _EVALUATION_LISTS, "test or val")
+        return self.part(name, _EVALUATION_LISTS, "test or val")
 
 
 class _Found(NamedTuple):
@@ -199,6 +205,18 @@ def _counted_classes(pairs: dict[str, list[Pair]], ignored: Sequence[int]) -> li
     return [str(index) for index in range(largest + 1)]
 
 
+def recognise_segmentation_data(root: Path, ignore_ids: int | Sequence[int] = ()) -> SegmentationData | None:
+    """The data set in a folder; None if it is in no known layout. Else as :func:`open_segmentation_data`."""
+    found = next((found for layout in _LAYOUTS if (found := layout(root))), None)
+    if found is None or not found.pairs:
+        return None
+    ignored = (*found.ignored, *((ignore_ids,) if isinstance(ignore_ids, int) else ignore_ids))
+    names = found.class_names or _counted_classes(found.pairs, ignored)
+    coding = MaskCoding(len(names), ignored, found.ids)
+    parts = {part: MaskedPictures(_samples(pairs, coding), names) for part, pairs in found.pairs.items()}
+    return SegmentationData(str(root), found.layout, names, parts, found.class_weights, found.pairs)
+
+
 def open_segmentation_data(path: str, ignore_ids: int | Sequence[int] = ()) -> SegmentationData:
     """Open the data set at ``path``.
 
@@ -212,20 +230,13 @@ def open_segmentation_data(path: str, ignore_ids: int | Sequence[int] = ()) -> S
     Raises:
         DataError: it does not exist or is in no known layout. Missing files are told of the part that is asked for.
     """
-    root = Path(path)
-    if not root.is_dir():
-        raise DataError(f"data path {path} {'is a file' if root.exists() else 'does not exist'}: give a folder")
-    found = next((found for layout in _LAYOUTS if (found := layout(root))), None)
-    if found is None or not found.pairs:
+    found = recognise_segmentation_data(data_folder(path), ignore_ids)
+    if found is None:
         raise DataError(
             f"data path {path} is in no known layout for segmentation: it needs folders images and masks (of the same "
             "names; also in train and val), or PASCAL VOC, Cityscapes or CamVid as they are unpacked"
         )
-    ignored = (*found.ignored, *((ignore_ids,) if isinstance(ignore_ids, int) else ignore_ids))
-    names = found.class_names or _counted_classes(found.pairs, ignored)
-    coding = MaskCoding(len(names), ignored, found.ids)
-    parts = {part: MaskedPictures(_samples(pairs, coding), names) for part, pairs in found.pairs.items()}
-    return SegmentationData(path, found.layout, names, parts, found.class_weights, found.pairs)
+    return found
 
 
 def _samples(pairs: Sequence[Pair], coding: MaskCoding) -> list[MaskedSample]:

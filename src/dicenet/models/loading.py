@@ -12,7 +12,7 @@ from dicenet.layers import DiCEUnit, ShuffleBlock, StridedUnit
 from dicenet.models.fitting import Source, open_source, recognise_checkpoint
 from dicenet.models.network import Network
 from dicenet.models.pyramid import PyramidNetwork
-from dicenet.models.restoring import PREPROCESSING_KEYS, restore_network
+from dicenet.models.restoring import MULTILABEL, PREPROCESSING_KEYS, restore_network
 from dicenet.models.restoring_heads import restore_detection, restore_segmentation
 from dicenet.weights import catalogue
 from dicenet.weights.edgenets import EDGENETS
@@ -21,7 +21,7 @@ from dicenet.weights.formats import recognise
 from dicenet.weights.pytorchcv import PYTORCHCV
 
 #: Networks of each task that a file can be loaded as.
-TASKS = ("classify", "segment", "detect")
+TASKS = ("classify", "multilabel", "segment", "detect")
 
 _RESTORE = {"segment": restore_segmentation, "detect": restore_detection}
 
@@ -45,6 +45,7 @@ def describe(net: AnyNetwork, class_names: Sequence[str] | None = None, **more: 
         "class_names": list(class_names if class_names is not None else cfg.get("label_names") or ()),
         "preprocessing": {key: cfg[key] for key in PREPROCESSING_KEYS},
         **({"head": net.head_args()} if isinstance(net, PyramidNetwork) else {}),
+        **({"task": cfg["task"]} if "task" in cfg else {}),
         **more,
     }
 
@@ -96,8 +97,8 @@ def load(
     Args:
         source: path of a .safetensors, .pth or .ckpt file, a state dict, or the name of an official checkpoint
             (such as ``dicenet_100.edgenets_in1k``, fetched and verified).
-        task: ``"classify"``, ``"segment"`` or ``"detect"``: what the network should be; by default what the checkpoint
-            holds. The backbone of one can start another.
+        task: ``"classify"``, ``"multilabel"``, ``"segment"`` or ``"detect"``: what the network should be; by default
+            what the checkpoint holds. The backbone of one can start another.
         num_classes: another class count: the classifier (of a segmentation network its last convolution, of a detector
             what gives scores) is fresh then.
         in_chans: another number of picture channels: the first convolution is adapted.
@@ -124,23 +125,31 @@ def load(
     wanted = task if task or features_only else recognise_checkpoint(checkpoint).task
     if wanted in _RESTORE:
         return _RESTORE[wanted](checkpoint, overrides)
-    return restore_network(checkpoint, features_only, out_indices, overrides)
+    return restore_network(checkpoint, task, features_only, out_indices, overrides)
 
 
-_KINDS = {"classify": "a classifier", "segment": "a segmentation network", "detect": "a detector"}
+_KINDS = {
+    "classify": "a classifier",
+    "multilabel": "a multi-label classifier",
+    "segment": "a segmentation network",
+    "detect": "a detector",
+}
 
 
 def task_of(source: Source) -> str:
     """What a checkpoint was made for, one of :data:`TASKS`."""
-    return recognise_checkpoint(_open(source)).task or "classify"
+    checkpoint = _open(source)
+    multilabel = checkpoint.metadata.get("task") == MULTILABEL
+    return recognise_checkpoint(checkpoint).task or (MULTILABEL if multilabel else "classify")
 
 
 def check_task(source: Source, task: str) -> None:
     """Raise WeightsError if a checkpoint was made for another task than one of :data:`TASKS`."""
     checkpoint = _open(source)
     if (found := task_of(checkpoint)) != task:
+        more = " of one class a picture" if (found, task) == ("classify", MULTILABEL) else ""
         raise WeightsError(
-            f"{checkpoint.name} is {_KINDS[found]}, not {_KINDS[task]}: use the command for {found}, or start a "
+            f"{checkpoint.name} is {_KINDS[found]}{more}, not {_KINDS[task]}: use the command for {found}, or start a "
             "training from it with --weights"
         )
 

@@ -20,6 +20,9 @@ from dicenet.weights.formats import Recognised
 _logger = logging.getLogger("dicenet")
 #: Whose backbone a checkpoint without a classifier is.
 _HOLDERS = {"segment": "it is of a segmentation network", "detect": "it is of a detector", None: "and its last level"}
+#: The task of networks that name all classes that a picture shows: their files and configurations say so, as nothing in
+#: their weights tells them from classifiers of one class a picture.
+MULTILABEL = "multilabel"
 #: What is kept of timm's pretrained configuration: how pictures must be prepared.
 PREPROCESSING_KEYS = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
 
@@ -102,7 +105,11 @@ def model_args_of(recognised: Recognised, checkpoint: Checkpoint, stem: str | No
 
 
 def restore_network(
-    checkpoint: Checkpoint, features_only: bool, out_indices: int | Sequence[int] | None, overrides: dict[str, Any]
+    checkpoint: Checkpoint,
+    task: str | None,
+    features_only: bool,
+    out_indices: int | Sequence[int] | None,
+    overrides: dict[str, Any],
 ) -> nn.Module:
     """A classifier, or the feature maps of a backbone; arguments as for :func:`dicenet.load`."""
     recognised = recognise_checkpoint(checkpoint)
@@ -131,19 +138,28 @@ def restore_network(
             raise WeightsError(f"{checkpoint.name} has no level {last}: it holds levels 0 to {levels - 1}")
         result = FeatureGetterNet(net, out_indices=tuple(taken))
     load_weights(net, checkpoint)
-    _restore_config(net, checkpoint.metadata)
+    _restore_config(net, checkpoint.metadata, task)
     result.pretrained_cfg = net.pretrained_cfg
     return result
 
 
-def _restore_config(net: Network, metadata: Mapping[str, Any]) -> None:
+def _restore_config(net: Network, metadata: Mapping[str, Any], task: str | None) -> None:
     """Give a network the input size, class names and preprocessing of its file, where timm's tools look for them."""
     cfg = dict(net.pretrained_cfg, num_classes=net.num_classes)
-    if "head" not in metadata:  # else pictures and classes are those of another task
+    stored = MULTILABEL if metadata.get("task") == MULTILABEL else "classify"
+    set_task(cfg, task or stored)
+    if "head" not in metadata and task in (None, stored):  # else pictures and classes are those of another task
         restore_preprocessing(cfg, metadata)
         restore_names(cfg, metadata, net.num_classes)
     net.pretrained_cfg = net.default_cfg = cfg
     net.set_input_size(net.trained_size if "head" in metadata else tuple(metadata.get("input_size", net.trained_size)))
+
+
+def set_task(cfg: dict[str, Any], task: str) -> None:
+    """Say in timm's configuration of a classifier whether it is one for several classes a picture."""
+    cfg.pop("task", None)
+    if task == MULTILABEL:
+        cfg["task"] = task
 
 
 def restore_preprocessing(cfg: dict[str, Any], metadata: Mapping[str, Any]) -> None:

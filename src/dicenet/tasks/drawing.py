@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _SHOWN_SIDE = 480
 _PANEL = (24, 24, 27)
-_BAR = (37, 99, 235)
+BAR = (37, 99, 235)
 _TEXT = (244, 244, 245)
 
 
@@ -42,8 +42,16 @@ def shortened(text: str, width: float, size: int) -> str:
     return text + "…"
 
 
-def with_classes(picture: Image.Image, classes: Sequence[tuple[str, float]]) -> Image.Image:
-    """A picture above a panel of class names, each with its score as a bar and in per cent."""
+def with_classes(
+    picture: Image.Image, classes: Sequence[tuple[str, float]], colours: Sequence[tuple[int, int, int]] = ()
+) -> Image.Image:
+    """A picture above a panel of class names, each with its score as a bar and in per cent.
+
+    Args:
+        picture: as it was.
+        classes: names and scores from 0 to 1.
+        colours: of the bars; blue if not given.
+    """
     picture = fitted(picture.convert("RGB"), _SHOWN_SIDE)
     size, row, margin = 15, 24, 8
     width = max(picture.width, 280)
@@ -52,7 +60,8 @@ def with_classes(picture: Image.Image, classes: Sequence[tuple[str, float]]) -> 
     draw = ImageDraw.Draw(sheet)
     for index, (name, score) in enumerate(classes):
         top = picture.height + margin + index * row
-        draw.rectangle((0, top + 1, round(width * score), top + row - 2), fill=_BAR)
+        colour = colours[index] if colours else BAR
+        draw.rectangle((0, top + 1, round(width * score), top + row - 2), fill=colour)
         percent = f"{100 * score:.1f} %"
         right = width - margin - font(size).getlength(percent)
         draw.text((margin, top + 3), shortened(name, right - 3 * margin, size), _TEXT, font(size))

@@ -1,9 +1,11 @@
 """Pictures that predictions are asked for, and the names of what is drawn of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
+from rich.console import Console
+from rich.progress import track
 
 from dicenet.data.pictures import read_picture
 from dicenet.errors import DataError
@@ -18,6 +20,15 @@ def readable(files: Sequence[Path], errors: dict[str, str]) -> list[tuple[Path, 
         except DataError as error:
             errors[str(file)] = str(error)
     return pictures
+
+
+def in_batches(
+    files: Sequence[Path], batch_size: int, errors: dict[str, str], console: Console
+) -> Iterator[list[tuple[Path, Image.Image]]]:
+    """The pictures among ``files``, some at a time, with a bar of progress; see :func:`readable`."""
+    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
+    for chosen in track(batches, "predicting", console=console, transient=True, disable=not console.is_terminal):
+        yield readable(chosen, errors)
 
 
 class PictureNames:

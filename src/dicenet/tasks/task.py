@@ -90,6 +90,8 @@ class Task(L.LightningModule):
         self.net = net.to(memory_format=torch.channels_last)
         self.class_names = list(class_names)
         self.optimisation = optimisation
+        #: What gradients are of: this times the loss that is shown.
+        self.loss_factor = 1.0
         self.train_loss = loss_metric()
         self.bad_pictures: dict[str, str] = {}
         self.learned = False
@@ -151,7 +153,7 @@ class Task(L.LightningModule):
             self.log("train_loss_step", loss, prog_bar=True)
         # by each process, also by one that could read nothing: it is summed over all at the end of the epoch
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)
-        return loss
+        return self.loss_factor * loss
 
     def _nothing(self) -> Tensor:
         """A loss of 0 from which every parameter gets a gradient of 0."""

@@ -33,6 +33,7 @@ _DESCRIPTION_TYPES = {
     "class_names": list,
     "preprocessing": dict,
     "head": dict,
+    "task": str,
 }
 #: Wrappers around state dicts: of training programs, and of DDP, compile and our own training task.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")

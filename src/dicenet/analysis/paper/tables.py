@@ -31,12 +31,14 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "measured": ("measured here", str),
     "note": ("note", str),
 }
-#: The same of columns that only Table 6 and figures have.
+#: The same of columns that only Tables 6 and 7 and figures have.
 _ELSEWHERE: dict[str, tuple[str, Callable[[Any], str]]] = {
     "gmacs": ("MACs (B)", "{:.3f}".format),
     "paper_gmacs": ("paper (B)", "{:.1f}".format),
     "published_map": ("published mAP (%)", str),
     "map_of": ("whose mAP", str),
+    "published_f1_class": ("paper's class-wise F1 (%)", "{:.2f}".format),
+    "published_f1_overall": ("paper's overall F1 (%)", "{:.2f}".format),
     "published_mean_iou": ("published mean IoU (%, VOC val)", "{:.2f}".format),
     "measured_mean_iou": ("mean IoU measured here (%, few pictures)", "{:.2f}".format),
     "measured_pictures": ("pictures", str),

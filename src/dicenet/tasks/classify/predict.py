@@ -4,22 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
+from torch import Tensor
 
 from dicenet.data.pictures import find_pictures
-from dicenet.data.transforms import Preprocessing, evaluation_transform
 from dicenet.engine.console import say, say_what_was_left_out
 from dicenet.engine.run_folder import default_run_folder, new_run_folder
 from dicenet.errors import ConfigError, DataError
-from dicenet.models.network import Network
+from dicenet.tasks.classifier import class_names_of, load_classifier, logits_of
 from dicenet.tasks.classify.task import TASK
-from dicenet.tasks.classify.trained import class_names_of, load_classifier
 from dicenet.tasks.devices import for_inference, torch_device
 from dicenet.tasks.drawing import with_classes
-from dicenet.tasks.pictures import PictureNames, readable
+from dicenet.tasks.pictures import PictureNames, in_batches
 from dicenet.weights.files import atomic_path, write_json
 
 _SHOWN = 20
@@ -56,7 +53,8 @@ def predict(
     if top < 1 or batch_size < 1:
         raise ConfigError(f"top and batch_size must be at least 1, got {top} and {batch_size}")
     console = Console()
-    net, preprocessing = load_classifier(weights, img_size)
+    net, preprocessing = load_classifier(weights, TASK, img_size)
+    classes = class_names_of(net)
     net = for_inference(net, target, "32-true", optimize)
     files = find_pictures(paths)
     folder = new_run_folder(out, default_run_folder(TASK, "predict"))
@@ -64,10 +62,9 @@ def predict(
     items: list[dict[str, Any]] = []
     errors: dict[str, str] = {}
 
-    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
-    for chosen in track(batches, "predicting", console=console, transient=True, disable=not console.is_terminal):
-        pictures = readable(chosen, errors)
-        for (file, picture), result in zip(pictures, _answers(net, preprocessing, pictures, top, target), strict=True):
+    for pictures in in_batches(files, batch_size, errors, console):
+        logits = logits_of(net, preprocessing, pictures, target)
+        for (file, picture), result in zip(pictures, _answers(logits, classes, top), strict=True):
             items.append({"file": str(file), "result": result})
             if draw:
                 _draw(picture, result, names.new(file))
@@ -84,21 +81,9 @@ def predict(
     return predictions
 
 
-def _answers(
-    net: Network,
-    preprocessing: Preprocessing,
-    pictures: Sequence[tuple[Path, Image.Image]],
-    top: int,
-    device: torch.device,
-) -> list[list[dict[str, Any]]]:
+def _answers(logits: Tensor, names: Sequence[str], top: int) -> list[list[dict[str, Any]]]:
     """For each picture its best classes: name, index, score."""
-    if not pictures:
-        return []
-    names = class_names_of(net)
-    transform = evaluation_transform(preprocessing)
-    batch = torch.stack([transform(picture) for _, picture in pictures])
-    with torch.inference_mode():
-        scores = net(batch.to(device, memory_format=torch.channels_last)).float().softmax(dim=1).cpu()
+    scores = logits.softmax(dim=1)
     best = scores.topk(min(top, len(names)))
     return [
         [

@@ -1,38 +1,31 @@
 """Training a classifier."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
-import timm
-from rich.console import Console
-from torch import nn
 
-from dicenet.data.classification import (
-    SMALL_SIDE,
-    ClassificationData,
-    open_classification_data,
-    small_input,
-    split_off,
-)
+from dicenet.data.arrays import DIGITS
+from dicenet.data.classification import ClassificationData, open_classification_data, split_off
 from dicenet.data.samples import LoaderSettings, Part
-from dicenet.data.transforms import Augmentation, Preprocessing, evaluation_transform, training_transform
-from dicenet.engine.console import say
+from dicenet.data.transforms import evaluation_transform, training_transform
 from dicenet.engine.fit import FitSettings
-from dicenet.errors import ConfigError, WeightsError
-from dicenet.models.loading import load
+from dicenet.errors import ConfigError
 from dicenet.models.network import Network
-from dicenet.models.pyramid import PyramidNetwork
-from dicenet.models.registry import check_model_name
 from dicenet.ops import flush_denormals
 from dicenet.tasks.arguments import default_workers, plain_arguments
+from dicenet.tasks.classifier_training import (
+    augmentation_for,
+    check_drop_rate,
+    input_for,
+    model_and_weights,
+    network_to_train,
+    training_preprocessing,
+)
 from dicenet.tasks.classify.task import TASK, ClassifyOptimisation, ClassifyTask
-from dicenet.tasks.classify.trained import same_classes
 from dicenet.tasks.training import Judging, Run, check_seed, taken_up
 
 JUDGING = Judging("top1", "top-1", ("train_loss", "val_loss", "val_top1", "val_top5"))
-_DEFAULT_MODEL = "dicenet_100"
 
 
 @flush_denormals()  # fit does so too, but making the network may start threads already
@@ -118,12 +111,8 @@ def train(
     if data is None:
         raise ConfigError("no data: give --data FOLDER (or --data digits)")
     data, weights = os.fspath(data), None if weights is None else os.fspath(weights)
-    if drop_rate is not None and not 0 <= drop_rate < 1:
-        raise ConfigError(f"drop_rate must lie from 0 to below 1, got {drop_rate}")
-    if model and "." in check_model_name(model):  # a tag names official weights
-        if weights:
-            raise ConfigError(f"--model {model} names weights, and so does --weights {weights}: give one of them")
-        model, weights = model.split(".")[0], model
+    check_drop_rate(drop_rate)
+    model, weights = model_and_weights(model, weights)
     optimisation = ClassifyOptimisation(
         optimizer=optimizer,
         lr=lr if lr is not None else (0.1 if weights is None else 0.02),
@@ -141,10 +130,12 @@ def train(
     train_part, val_part, judged_on = _training_parts(dataset, val_fraction, seed)
     net, done = run.stored_network(Network, dataset.class_names)
     if net is None:
-        size, stem = _input_for(dataset, img_size, stem, weights, run.console)
-        net = _network(model, weights, dataset.class_names, in_chans, size, stem, drop_rate, run.console)
-    preprocessing = _training_preprocessing(net)
-    augmentation = _augmentation(net, data, augment, min_scale, hflip)
+        size, stem = input_for(dataset.median_side, img_size, stem, weights, run.console)
+        names = dataset.class_names
+        net = network_to_train(TASK, model, weights, names, in_chans, size, stem, drop_rate, run.console)
+    preprocessing = training_preprocessing(net)
+    mirrored = (0.0 if data == DIGITS else 0.5) if hflip is None else hflip
+    augmentation = augmentation_for(net, augment, min_scale, mirrored)
     loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed)
     return run.go(
         ClassifyTask(net, dataset.class_names, optimisation),
@@ -166,97 +157,3 @@ def _training_parts(dataset: ClassificationData, val_fraction: float, seed: int)
         if "train" in parts and name in parts:
             return train_part, parts[name], f"{name} part"
     return *split_off(train_part, val_fraction, seed), f"{val_fraction:.0%} held out"
-
-
-def _input_for(
-    dataset: ClassificationData,
-    img_size: int | tuple[int, int] | None,
-    stem: str | None,
-    weights: str | None,
-    console: Console,
-) -> tuple[int | tuple[int, int] | None, str | None]:
-    """Input size and stem: as asked; else those of the weights; else chosen by the size of the pictures."""
-    if weights is not None:
-        return img_size, stem
-    small = small_input(dataset.median_side())
-    if small is None or (stem and img_size is not None):
-        return img_size, stem
-    size = small if img_size is None else img_size
-    if stem is None and min((size, size) if isinstance(size, int) else size) < SMALL_SIDE:
-        stem = "small"
-    say(console, f"small pictures: input size {size}, {stem or 'standard'} stem (--img-size and --stem override)")
-    return size, stem
-
-
-def _network(
-    model: str | None,
-    weights: str | None,
-    class_names: Sequence[str],
-    in_chans: int | None,
-    img_size: int | tuple[int, int] | None,
-    stem: str | None,
-    drop_rate: float | None,
-    console: Console,
-) -> Network:
-    """The network to train, with fresh or given weights; a fresh classifier starts near zero."""
-    if weights is None:
-        net = timm.create_model(
-            model or _DEFAULT_MODEL,
-            num_classes=len(class_names),
-            in_chans=in_chans or 3,
-            **({} if img_size is None else {"img_size": img_size}),
-            stem=stem or "standard",
-            drop_rate=drop_rate,
-        )
-        _start_small(net.get_classifier())
-        return net
-    loaded = load(weights)
-    # of networks on a feature pyramid the backbone is taken
-    stored = loaded.backbone_network() if isinstance(loaded, PyramidNetwork) else loaded
-    if not isinstance(stored, Network):
-        raise WeightsError(f"{weights} holds no network that classifies: its backbone is timm's {loaded.architecture}")
-    if model and stored.architecture != model:
-        raise WeightsError(
-            f"{weights} is a checkpoint of {stored.architecture}, not of {model}: give --model {stored.architecture}"
-        )
-    if stem and stem != stored.stem_type:
-        raise WeightsError(f"{weights} was made with the {stored.stem_type} stem, not the {stem} one: leave out --stem")
-    net = load(weights, task="classify", num_classes=len(class_names), in_chans=in_chans, drop_rate=drop_rate)
-    assert isinstance(net, Network)
-    if stored is loaded and same_classes(stored, class_names):
-        say(console, f"weights {weights}, with their classifier")
-    else:
-        net.reset_classifier(len(class_names))
-        net.pretrained_cfg.pop("label_names", None)
-        _start_small(net.get_classifier())
-        say(console, f"weights {weights}; fresh classifier for {len(class_names)} classes")
-    if img_size is not None:
-        net.set_input_size(img_size)
-    return net
-
-
-def _start_small(classifier: nn.Module) -> None:
-    """Begin with almost equal logits: the official initialisation starts few classes at a loss far above chance."""
-    if isinstance(classifier, nn.Conv2d):
-        nn.init.normal_(classifier.weight, std=0.01)
-
-
-def _training_preprocessing(net: Network) -> Preprocessing:
-    """How pictures become inputs; kept in the network's configuration, so that it is saved with the weights."""
-    cfg = dict(net.pretrained_cfg)
-    if net.stem_type == "small":
-        cfg["crop_pct"] = 1.0  # a small picture is shown whole
-    preprocessing = Preprocessing.of(cfg)
-    net.pretrained_cfg = net.default_cfg = cfg | preprocessing.as_config()
-    return preprocessing
-
-
-def _augmentation(
-    net: Network, data: str, kind: str | None, min_scale: float | None, hflip: float | None
-) -> Augmentation:
-    small = net.stem_type == "small"
-    return Augmentation(
-        kind or ("shift" if small else "resized-crop"),
-        net.min_crop if min_scale is None else min_scale,
-        (0.0 if data == "digits" else 0.5) if hflip is None else hflip,
-    )
