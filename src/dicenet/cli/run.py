@@ -12,6 +12,7 @@ import docstring_parser
 import jsonargparse
 import torch
 
+from dicenet.cli.recipes import with_recipes
 from dicenet.errors import DicenetError
 
 
@@ -32,7 +33,9 @@ class _Parser(jsonargparse.ArgumentParser):
 
 def _parser(name: str, command: Command) -> _Parser:
     parser = _Parser(prog=f"dicenet {name}", exit_on_error=False, default_env=False)
-    parser.add_argument("--config", action="config", help="YAML file with values for any of the options below.")
+    parser.add_argument(
+        "--config", action="config", help="YAML file with values for any of the options below, or the name of a recipe."
+    )
     for argument, options in command.positional.items():
         parser.add_argument(argument, **options)
     switches = {name: p for name, p in inspect.signature(command.function).parameters.items() if p.annotation is bool}
@@ -88,6 +91,7 @@ _SIZE = "a whole number or [height, width], such as 224 or [192,256]"
 _FORMS = {
     "img_size": _SIZE,
     "crop_size": _SIZE,
+    "milestones": "ascending whole numbers, such as [51,101]",
     "ignore_id": "a whole number or several, such as 0 or [0,7]",
     "priors": "official, auto, or seven ascending sizes, such as [0.05,0.1,0.2,0.35,0.5,0.7,1.0]",
 }
@@ -115,7 +119,7 @@ def run(arguments: list[str], word_given: bool) -> int:
         if command.resumable:
             options = _resume_config(options, " ".join(words))
         parser = _parser(" ".join(words), command)
-        values = parser.parse_args(options)
+        values = parser.parse_args(with_recipes(options))
         values.pop("config", None)
         command.function(**values.as_dict())
         return 0

@@ -33,7 +33,7 @@ from dicenet.tasks.task import Task
 from dicenet.weights.files import read_checkpoint, write_bytes
 
 #: Arguments that may differ in a resumed run.
-CHANGEABLE = ("epochs", "data", "workers", "device", "devices", "strategy", "precision")
+CHANGEABLE = ("epochs", "data", "workers", "device", "devices", "strategy", "precision", "compile")
 
 _Net = TypeVar("_Net")
 

@@ -8,38 +8,21 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from timm.data import ImageNetInfo
 from torch import Tensor
 
 from dicenet.data.classification import open_classification_data
 from dicenet.data.samples import LoaderSettings
 from dicenet.data.transforms import evaluation_transform
-from dicenet.engine.console import say, say_what_was_left_out, some
+from dicenet.engine.console import say, say_what_was_left_out
 from dicenet.engine.fit import check_device, make_trainer
 from dicenet.engine.run_folder import default_run_folder, new_run_folder
-from dicenet.errors import ConfigError
 from dicenet.models.network import Network
 from dicenet.tasks.arguments import default_workers
-from dicenet.tasks.classify.task import TASK, ClassifyTask
-from dicenet.tasks.classify.trained import IMAGENET_CLASSES, class_names_of, load_classifier
+from dicenet.tasks.classify.task import ClassifyTask
+from dicenet.tasks.classify.trained import TASK, class_names_of, class_order, load_classifier
 from dicenet.tasks.devices import for_inference
 from dicenet.tasks.drawing import confusion_plot, png
 from dicenet.weights.files import write_bytes, write_json
-
-
-def _class_order(data_names: Sequence[str], net: Network, weights: str) -> list[int]:
-    """For each class of the data the class of the network with the same name (or WordNet id)."""
-    names = class_names_of(net)
-    known = {name: index for index, name in enumerate(names)}
-    if net.num_classes == IMAGENET_CLASSES and "label_names" not in net.pretrained_cfg:
-        known |= {wnid: index for index, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}
-    unknown = [name for name in data_names if name not in known]
-    if unknown:
-        raise ConfigError(
-            f"{weights} was trained for {len(names)} classes ({some(names)}), the data has {len(data_names)}, among "
-            f"them unknown ones: {some(unknown)}. Name the folders as its classes, or train from it with --weights"
-        )
-    return [known[name] for name in data_names]
 
 
 def evaluate(
@@ -76,7 +59,8 @@ def evaluate(
     net, preprocessing = load_classifier(weights, img_size)
     dataset = open_classification_data(data)
     split, part = dataset.evaluation_part(split)
-    order = _class_order(dataset.class_names, net, weights)
+    advice = "Name the folders as its classes, or train from it with --weights"
+    order = class_order(dataset.class_names, net, weights, advice)
     folder = new_run_folder(out, default_run_folder(TASK, "evaluate"))
 
     settings = LoaderSettings(batch_size, default_workers() if workers is None else workers)

@@ -15,8 +15,7 @@ from dicenet.engine.console import say, say_what_was_left_out
 from dicenet.engine.run_folder import default_run_folder, new_run_folder
 from dicenet.errors import ConfigError, DataError
 from dicenet.models.network import Network
-from dicenet.tasks.classify.task import TASK
-from dicenet.tasks.classify.trained import class_names_of, load_classifier
+from dicenet.tasks.classify.trained import TASK, class_names_of, load_classifier
 from dicenet.tasks.devices import for_inference, torch_device
 from dicenet.tasks.drawing import with_classes
 from dicenet.tasks.pictures import PictureNames, readable

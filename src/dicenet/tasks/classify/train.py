@@ -20,6 +20,7 @@ from dicenet.data.samples import LoaderSettings, Part
 from dicenet.data.transforms import Augmentation, Preprocessing, evaluation_transform, training_transform
 from dicenet.engine.console import say
 from dicenet.engine.fit import FitSettings
+from dicenet.engine.schedules import DECAY, MILESTONES
 from dicenet.errors import ConfigError, WeightsError
 from dicenet.models.loading import load
 from dicenet.models.network import Network
@@ -27,8 +28,9 @@ from dicenet.models.pyramid import PyramidNetwork
 from dicenet.models.registry import check_model_name
 from dicenet.ops import flush_denormals
 from dicenet.tasks.arguments import default_workers, plain_arguments
-from dicenet.tasks.classify.task import TASK, ClassifyOptimisation, ClassifyTask
-from dicenet.tasks.classify.trained import same_classes
+from dicenet.tasks.classify.task import ClassifyOptimisation, ClassifyTask
+from dicenet.tasks.classify.teacher import load_teacher
+from dicenet.tasks.classify.trained import TASK, same_classes
 from dicenet.tasks.training import Judging, Run, check_seed, taken_up
 
 JUDGING = Judging("top1", "top-1", ("train_loss", "val_loss", "val_top1", "val_top5"))
@@ -51,12 +53,22 @@ def train(
     lr: float | None = None,
     weight_decay: float = 5e-4,
     momentum: float = 0.9,
+    decay_all: bool = False,
     schedule: str = "linear",
     warmup: float = 0.1,
+    cycled: int | None = None,
+    milestones: tuple[int, ...] = MILESTONES,
+    decay: float = DECAY,
     label_smoothing: float = 0.0,
     drop_rate: float | None = None,
     ema: float = 0.0,
     augment: str | None = None,
+    auto_augment: str | None = None,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    teacher: str | None = None,
+    teacher_weight: float = 0.5,
+    teacher_temperature: float = 2.0,
     min_scale: float | None = None,
     hflip: float | None = None,
     val_fraction: float = 0.2,
@@ -68,6 +80,7 @@ def train(
     precision: str = "32-true",
     accumulate: int = 1,
     clip: float | None = None,
+    compile: bool = False,
 ) -> Path:
     """Train a classifier on a folder of pictures.
 
@@ -84,16 +97,28 @@ def train(
         img_size: side of the input in pixels, or [height, width]; 224, or the pictures' own size if small.
         stem: standard, or small for small pictures; chosen by the pictures' size.
         in_chans: 3 for colour, 1 for grey; that of the weights, or 3.
-        optimizer: sgd (Nesterov), adamw or lamb.
+        optimizer: sgd (Nesterov), momentum (sgd without it, as the official code), adamw or lamb.
         lr: peak learning rate; 0.1 from scratch, 0.02 from weights.
-        weight_decay: on convolution weights only.
+        weight_decay: on convolution weights only, or
+        decay_all: on norms, slopes and biases too, as in the official code.
         momentum: of sgd.
-        schedule: linear or cosine (both to zero), or constant.
+        schedule: linear, cosine or poly (to zero), multistep (to a tenth twice), constant; or the official ones:
+            hybrid, cyclic, fixed, linear-epochs, cosine-epochs, poly-epochs.
         warmup: part of the run in which the learning rate rises.
+        cycled: epochs in which hybrid cycles; 61 % of all if not given.
+        milestones: epochs from which on the rates of cyclic and fixed are multiplied by
+        decay: this, once more at each.
         label_smoothing: part of the target given to all classes.
         drop_rate: dropout before the classifier; the official rate of the width if not given.
         ema: decay of an average of the weights that is validated and saved instead, such as 0.999; 0: none.
         augment: resized-crop, shift or none; chosen by the pictures' size.
+        auto_augment: changes of colour and shape by chance: randaugment or trivialaugment.
+        mixup: alpha of mixup, such as 0.2, which blends pictures and their classes; 0: none.
+        cutmix: alpha of CutMix, such as 1.0, which pastes a part of another picture; 0: none. With both each batch has
+            one of them.
+        teacher: a trained classifier to learn from too: a file of any known format, or the name of a timm model.
+        teacher_weight: part of the loss that it gives.
+        teacher_temperature: by which the logits of both are divided for it.
         min_scale: smallest part of a picture that a resized crop takes; 0.2 up to width 1.0, else 0.08.
         hflip: probability of mirroring; 0.5, or 0 for digits.
         val_fraction: part of each class held out where the data has no val or test folder.
@@ -105,6 +130,7 @@ def train(
         precision: Lightning's, such as bf16-mixed.
         accumulate: batches per optimiser step.
         clip: largest norm of the gradient.
+        compile: compile the network with torch.compile: faster steps after a slow first one.
 
     Returns:
         The run folder, with best.safetensors, last.ckpt, metrics.csv, config.yaml, curves.png, TensorBoard logs.
@@ -126,9 +152,17 @@ def train(
         lr=lr if lr is not None else (0.1 if weights is None else 0.02),
         weight_decay=weight_decay,
         momentum=momentum,
+        decay_all=decay_all,
         schedule=schedule,
         warmup=warmup,
+        cycled=cycled,
+        milestones=milestones,
+        decay=decay,
         label_smoothing=label_smoothing,
+        mixup=mixup,
+        cutmix=cutmix,
+        teacher_weight=teacher_weight,
+        teacher_temperature=teacher_temperature,
     )
     settings = FitSettings(epochs, ema, device, devices, strategy, precision, accumulate, clip)
     L.seed_everything(check_seed(seed), workers=True, verbose=False)
@@ -141,11 +175,14 @@ def train(
         size, stem = _input_for(dataset, img_size, stem, weights, run.console)
         net = _network(model, weights, dataset.class_names, in_chans, size, stem, drop_rate, run.console)
     preprocessing = _training_preprocessing(net)
-    augmentation = _augmentation(net, data, augment, min_scale, hflip)
+    augmentation = _augmentation(net, data, augment, min_scale, hflip, auto_augment)
+    taught_by = None if teacher is None else load_teacher(teacher, dataset.class_names, preprocessing)
+    if compile:
+        net.compile()
     # the seed moves on with the epochs, so that a resumed run does not see its first orders again
     loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed + finished)
     return run.go(
-        ClassifyTask(net, dataset.class_names, optimisation),
+        ClassifyTask(net, dataset.class_names, optimisation, taught_by),
         train_part.loader(training_transform(preprocessing, augmentation), True, loading),
         val_part.loader(evaluation_transform(preprocessing), False, loading),
         finished,
@@ -250,11 +287,17 @@ def _training_preprocessing(net: Network) -> Preprocessing:
 
 
 def _augmentation(
-    net: Network, data: str, kind: str | None, min_scale: float | None, hflip: float | None
+    net: Network,
+    data: str,
+    kind: str | None,
+    min_scale: float | None,
+    hflip: float | None,
+    policy: str | None,
 ) -> Augmentation:
     small = net.stem_type == "small"
     return Augmentation(
         kind or ("shift" if small else "resized-crop"),
         net.min_crop if min_scale is None else min_scale,
         (0.0 if data == "digits" else 0.5) if hflip is None else hflip,
+        policy,
     )
