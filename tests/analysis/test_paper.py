@@ -367,6 +367,7 @@ def test_figure_7_from_the_command_line(tmp_path, capsys):
     with Image.open(tmp_path / "figure7.png") as picture:
         assert picture.format == "PNG"
     assert len(list(csv.DictReader((tmp_path / "figure7.csv").open()))) == 5
+    command = ["tables", "figure7", "--ladder", str(tmp_path / "ladder.csv"), "--out", str(tmp_path / "x.png")]
     for content, message in (("rung,seed\nema,1\n", "no table with columns"), (LADDER + "cosine,1,0.5\n", "cosine")):
         (tmp_path / "ladder.csv").write_text(content)
         assert (

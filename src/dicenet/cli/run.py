@@ -91,7 +91,6 @@ _SIZE = "a whole number or [height, width], such as 224 or [192,256]"
 _FORMS = {
     "img_size": _SIZE,
     "crop_size": _SIZE,
-    "milestones": "ascending whole numbers, such as [51,101]",
     "ignore_id": "a whole number or several, such as 0 or [0,7]",
     "priors": "official, auto, or seven ascending sizes, such as [0.05,0.1,0.2,0.35,0.5,0.7,1.0]",
 }

@@ -28,7 +28,7 @@ class Optimisation:
         lr, weight_decay, momentum: of the optimiser; the schedule multiplies the rate.
         decay_all: whether the weight decay is on all parameters, as in the official code, or spares norms, slopes and
             biases.
-        schedule, warmup, cycled, milestones, decay: see :class:`dicenet.engine.schedules.Schedule`.
+        schedule, warmup, cycled, milestones, lr_decay: see :class:`dicenet.engine.schedules.Schedule`.
     """
 
     OPTIMIZERS: ClassVar[tuple[str, ...]] = ("sgd", "adamw")
@@ -42,7 +42,7 @@ class Optimisation:
     warmup: float = 0.0
     cycled: int | None = None
     milestones: Sequence[int] = MILESTONES
-    decay: float = DECAY
+    lr_decay: float = DECAY
 
     def __post_init__(self) -> None:
         if self.optimizer not in self.OPTIMIZERS:
@@ -60,7 +60,7 @@ class Optimisation:
             warmup=self.warmup,
             cycled=self.cycled,
             milestones=self.milestones,
-            decay=self.decay,
+            decay=self.lr_decay,
         )
 
 

@@ -58,7 +58,7 @@ def train(
     warmup: float = 0.1,
     cycled: int | None = None,
     milestones: tuple[int, ...] = MILESTONES,
-    decay: float = DECAY,
+    lr_decay: float = DECAY,
     label_smoothing: float = 0.0,
     drop_rate: float | None = None,
     ema: float = 0.0,
@@ -107,7 +107,7 @@ def train(
         warmup: part of the run in which the learning rate rises.
         cycled: epochs in which hybrid cycles; 61 % of all if not given.
         milestones: epochs from which on the rates of cyclic and fixed are multiplied by
-        decay: this, once more at each.
+        lr_decay: this, once more at each.
         label_smoothing: part of the target given to all classes.
         drop_rate: dropout before the classifier; the official rate of the width if not given.
         ema: decay of an average of the weights that is validated and saved instead, such as 0.999; 0: none.
@@ -157,7 +157,7 @@ def train(
         warmup=warmup,
         cycled=cycled,
         milestones=milestones,
-        decay=decay,
+        lr_decay=lr_decay,
         label_smoothing=label_smoothing,
         mixup=mixup,
         cutmix=cutmix,

@@ -59,7 +59,7 @@ def train(
     warmup: float = 0.0,
     cycled: int | None = None,
     milestones: tuple[int, ...] = MILESTONES,
-    decay: float = DECAY,
+    lr_decay: float = DECAY,
     freeze_backbone: bool = False,
     freeze_norms: bool = False,
     ema: float = 0.0,
@@ -113,7 +113,7 @@ def train(
         warmup: part of the run in which the learning rate rises.
         cycled: epochs in which hybrid cycles; 61 % of all if not given.
         milestones: epochs from which on the rates of cyclic and fixed are multiplied by
-        decay: this, once more at each.
+        lr_decay: this, once more at each.
         freeze_backbone: train the head only.
         freeze_norms: keep all norms as they are.
         ema: decay of an average of the weights that is validated and saved instead, such as 0.999; 0: none.
@@ -156,7 +156,7 @@ def train(
         warmup=warmup,
         cycled=cycled,
         milestones=milestones,
-        decay=decay,
+        lr_decay=lr_decay,
         freeze_backbone=freeze_backbone,
         freeze_norms=freeze_norms,
         negatives_of_empty=negatives_of_empty,

@@ -63,7 +63,7 @@ def train(
     warmup: float = 0.0,
     cycled: int | None = None,
     milestones: tuple[int, ...] = MILESTONES,
-    decay: float = DECAY,
+    lr_decay: float = DECAY,
     class_weights: str = "none",
     class_weight_power: float = 1.0,
     freeze_backbone: bool = False,
@@ -116,7 +116,7 @@ def train(
         warmup: part of the run in which the learning rate rises.
         cycled: epochs in which hybrid cycles; 61 % of all if not given.
         milestones: epochs from which on the rates of cyclic and fixed are multiplied by
-        decay: this, once more at each.
+        lr_decay: this, once more at each.
         class_weights: none, dataset (those that the set brings along: Cityscapes, CamVid), or inverse-log (of the
             shares of the classes in the training masks, without COCO's).
         class_weight_power: exponent of the class weights; below 1 they are milder.
@@ -159,7 +159,7 @@ def train(
         warmup=warmup,
         cycled=cycled,
         milestones=milestones,
-        decay=decay,
+        lr_decay=lr_decay,
         freeze_backbone=freeze_backbone,
         freeze_norms=freeze_norms,
     )
