@@ -91,7 +91,7 @@ def train(
         weights: start from these: a file of any known format, or the name of an official checkpoint.
         out: folder of the run, new or empty; runs/classify/train-<date>-<time> if not given.
         resume: a run folder: go on from its last finished epoch, with its arguments; epochs, data and how it is
-            computed (workers, device, devices, strategy, precision) can be changed.
+            computed (workers, device, devices, strategy, precision, compile) can be changed.
         epochs: passes over the training pictures.
         batch_size: pictures per step of a process.
         img_size: side of the input in pixels, or [height, width]; 224, or the pictures' own size if small.
