@@ -37,7 +37,7 @@ def _of_the_paper() -> list[dict[str, Any]]:
     accuracies = {
         entry.labels[1]: entry.top1
         for entry in TABLES[4].entries
-        if entry.source and entry.source.name == NETWORK and entry.labels[0] == "DiCENet"
+        if entry.source and entry.source.name == NETWORK and entry.labels[0] == "DiCENet" and entry.top1
     }
     ends = (("baseline", "150 epochs"), ("large_batch", "300 epochs"))
     return [_row(_PAPER, rung, [accuracies[epochs]]) for rung, epochs in ends]
@@ -55,7 +55,7 @@ def _row(series: str, rung: str, values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def read_ladder(path: Path) -> list[dict[str, Any]]:
+def read_ladder(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV with the columns rung, seed and top1 (a fraction of one), among others.
 
     Raises:
@@ -63,7 +63,7 @@ def read_ladder(path: Path) -> list[dict[str, Any]]:
     """
     try:
         with path.open(newline="") as file:
-            rows = [{"rung": row["rung"], "top1": float(row["top1"])} for row in csv.DictReader(file)]
+            rows = [{"rung": row["rung"], "top1": str(float(row["top1"]))} for row in csv.DictReader(file)]
     except (OSError, KeyError, ValueError) as error:
         raise DataError(f"{path} is no table with columns rung and top1: {error}") from error
     if unknown := {row["rung"] for row in rows} - set(RUNGS):

@@ -160,11 +160,12 @@ class ClassifyTask(Task):
     def make_optimizer(self) -> torch.optim.Optimizer:
         """timm's, of that name."""
         o = self.optimisation
+        # of a network timm always spares the slopes, which the network names; a list of parameters has no names
         return create_optimizer_v2(
-            self.net,
+            list(self.net.parameters()) if o.decay_all else self.net,
             o.optimizer,
             lr=o.lr,
             weight_decay=o.weight_decay,
             momentum=o.momentum,
-            filter_bias_and_bn=not o.decay_all,
+            filter_bias_and_bn=True,
         )
