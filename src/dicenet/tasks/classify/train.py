@@ -178,7 +178,7 @@ def train(
     augmentation = _augmentation(net, data, augment, min_scale, hflip, auto_augment)
     taught_by = None if teacher is None else load_teacher(teacher, dataset.class_names, preprocessing)
     if compile:
-        net.compile()
+        net.compile(dynamic=False)  # the backward of symbolic sizes cannot be compiled
     # the seed moves on with the epochs, so that a resumed run does not see its first orders again
     loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed + finished)
     return run.go(
