@@ -12,7 +12,7 @@ train() { # RUN [OPTION...]: trains, evaluates on the test part and records
     if [ -e "$run/config.yaml" ]; then
         dicenet train detect --resume "$run"
     else
-        dicenet train detect --config src/dicenet/configs/bccd_dicenet_100.yaml --data "$data" --out "$run" "${@:2}"
+        dicenet train detect --config bccd/dicenet_100 --data "$data" --out "$run" "${@:2}"
     fi
     rm -rf "$run.test"
     dicenet evaluate detect --weights "$run/best.safetensors" --data "$data" --split test --out "$run.test"

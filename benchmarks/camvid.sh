@@ -11,7 +11,7 @@ train() { # RUN [OPTION...]: trains, evaluates on the test part and records
     if [ -e "$run/config.yaml" ]; then
         dicenet train segment --resume "$run"
     else
-        dicenet train segment --config src/dicenet/configs/camvid_dicenet_100.yaml --data "$data" --out "$run" "${@:2}"
+        dicenet train segment --config camvid/dicenet_100 --data "$data" --out "$run" "${@:2}"
     fi
     rm -rf "$run.test"
     dicenet evaluate segment --weights "$run/best.safetensors" --data "$data" --split test --out "$run.test"

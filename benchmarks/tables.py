@@ -5,7 +5,7 @@ python benchmarks/tables.py    # three minutes; writes results/tables/*.csv, doc
 
 from pathlib import Path
 
-from dicenet.analysis.paper import figure8, figures, table6, table7
+from dicenet.analysis.paper import figure7, figure8, figures, table6, table7
 from dicenet.analysis.paper.claims import claim_rows
 from dicenet.analysis.paper.entries import TABLES
 from dicenet.analysis.paper.tables import readable, table_rows, write
@@ -47,6 +47,11 @@ def main() -> None:
     write_bytes(PICTURES / "figure4.png", png(figures.figure_4()))
     parts.append("## Figure 2. Where the multiply-adds are\n\n![Pies of multiply-adds by kind](pictures/figure2.png)\n")
     parts.append("## Figure 4. The networks and their blocks, drawn from the code\n\n![Blocks](pictures/figure4.png)\n")
+    rows = figure7.figure_7_rows()
+    write_csv(RESULTS / "figure_7.csv", rows)
+    write_bytes(PICTURES / "figure7.png", png(figure7.figure_7(rows)))
+    parts.append(write(rows, figure7.TITLE, figure7.NOTE, "markdown").replace("###", "##", 1))
+    parts.append("![Top-1 by part of the recipe](pictures/figure7.png)\n")
     rows = figure8.figure_8_rows()
     write_csv(RESULTS / "figure_8.csv", rows)
     write_bytes(PICTURES / "figure8.png", png(figure8.figure_8(rows)))

@@ -7,7 +7,7 @@ import sys
 
 TASKS = ("classify", "multilabel", "segment", "detect")
 BENCHMARKS = ("latency", "training")
-PAPER = ("1", "2", "3", "4", "5", "6", "7", "claims", "figure1b", "figure2", "figure4", "figure8")
+PAPER = ("1", "2", "3", "4", "5", "6", "7", "claims", "figure1b", "figure2", "figure4", "figure7", "figure8")
 #: How the help calls the word behind a verb, and what messages call it, by what it may be.
 WORDS = {TASKS: ("TASK", "task"), BENCHMARKS: ("WHAT", "benchmark"), PAPER: ("N", "table")}
 #: Verb, the words that may follow it (one must, if there are any), and what it does.

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dicenet
 from dicenet.analysis.count import count
-from dicenet.analysis.paper import claims, figure8, figures, table6, table7
+from dicenet.analysis.paper import claims, figure7, figure8, figures, table6, table7
 from dicenet.analysis.paper.claims import CLAIMS, claim_rows
 from dicenet.analysis.paper.entries import TABLES, TOLERANCE, Entry, Source, build
 from dicenet.analysis.paper.memory import map_memory
@@ -360,6 +360,42 @@ def test_figures_command(tmp_path):
     assert main(["tables", "figure2", "--out", str(tmp_path / "figure2.csv")]) == 0
     rows = list(csv.DictReader((tmp_path / "figure2.csv").open()))
     assert [row["network"] for row in rows] == [name for _, name in figures.FIGURE_2]
+
+
+LADDER = "rung,seed,top1\nbaseline,1,0.5\nbaseline,2,0.6\nlonger,1,0.7\nema,1,0.65\n"
+
+
+def test_figure_7(tmp_path):
+    """Means and spreads by hand; of the paper the two ends, as its Table 4 has them for the network of 70 M."""
+    (tmp_path / "ladder.csv").write_text(LADDER)
+    rows = figure7.figure_7_rows(tmp_path / "ladder.csv")
+    ours = [(r["rung"], r["top1"], r["lowest"], r["highest"], r["runs"]) for r in rows if "CIFAR" in r["series"]]
+    assert ours == [("baseline", 55.0, 50.0, 60.0, 2), ("longer", 70.0, 70.0, 70.0, 1), ("ema", 65.0, 65.0, 65.0, 1)]
+    paper = [(r["rung"], r["top1"]) for r in rows if r["series"].startswith("paper")]
+    assert paper == [("baseline", 66.5), ("large_batch", 68.5)]
+    figure = figure7.figure_7(rows)
+    left, right = figure.axes
+    assert [text.get_text() for text in left.texts] == ["66.5", "68.5"]
+    assert [text.get_text() for text in right.texts] == ["55.0", "70.0", "65.0"]
+    lines = [container.lines[0].get_ydata().tolist() for axes in (left, right) for container in axes.containers]
+    assert lines == [[66.5, 68.5], [55.0, 70.0, 65.0]]
+
+
+def test_figure_7_from_the_command_line(tmp_path, capsys):
+    (tmp_path / "ladder.csv").write_text(LADDER)
+    for name in ("figure7.png", "figure7.csv"):
+        command = ["tables", "figure7", "--ladder", str(tmp_path / "ladder.csv"), "--out", str(tmp_path / name)]
+        assert main(command) == 0
+    with Image.open(tmp_path / "figure7.png") as picture:
+        assert picture.format == "PNG"
+    assert len(list(csv.DictReader((tmp_path / "figure7.csv").open()))) == 5
+    command = ["tables", "figure7", "--ladder", str(tmp_path / "ladder.csv"), "--out", str(tmp_path / "x.png")]
+    for content, message in (("rung,seed\nema,1\n", "no table with columns"), (LADDER + "cosine,1,0.5\n", "cosine")):
+        (tmp_path / "ladder.csv").write_text(content)
+        assert (
+            main(["tables", "figure7", "--ladder", str(tmp_path / "ladder.csv"), "--out", str(tmp_path / "x.png")]) == 2
+        )
+        assert message in capsys.readouterr().err
 
 
 def test_figure_8_has_the_published_table(shared, tmp_path, monkeypatch):

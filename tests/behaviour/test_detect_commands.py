@@ -224,7 +224,7 @@ def test_wrong_training_arguments(boxes, tmp_path, fails, monkeypatch):
     fails(*start, "--priors", "[0.1,x]", message=r"priors '\[0\.1,x\]' is unknown")
     fails(*start, "--zoom-out", "0", message="zoom_out must be at least 1")
     fails(*start, "--lr-mult", "0", message="lr_mult must be above 0")
-    fails(*start, "--schedule", "step", message="choose one of linear, cosine, poly, hybrid, multistep, constant")
+    fails(*start, "--schedule", "step", message="choose one of linear, cosine, poly, multistep, constant")
     fails(*start, "--val-split", "holdout", message="has no part holdout: it has train, val")
     fails(*start, "--weights", tmp_path / "none.pth", message="none.pth")
     fails("train", "detect", "--data", tmp_path, message="in no known layout")

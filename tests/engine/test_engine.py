@@ -11,7 +11,7 @@ import dicenet
 from dicenet.data.samples import LoaderSettings, batches, collate
 from dicenet.engine.fit import moving_average
 from dicenet.engine.run_folder import default_run_folder, new_run_folder, resumed_folder
-from dicenet.engine.schedules import learning_rate, scheduler
+from dicenet.engine.schedules import Schedule, learning_rate, scheduler
 from dicenet.ops.denormals import flushes_denormals
 from dicenet.tasks import classify
 
@@ -23,48 +23,90 @@ from dicenet.tasks import classify
         ("cosine", [1 / 3, 2 / 3, 1, (1 + 2**-0.5) / 2, 1 / 2, (1 - 2**-0.5) / 2, 0, 0]),
         ("multistep", [1 / 3, 2 / 3, 1, 1, 0.1, 0.1, 0.01, 0.01]),
         ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1]),
+        ("linear-epochs", [1 / 3, 2 / 3, 2 / 3, 2 / 3, 1 / 3, 1 / 3, 1 / 3, 1 / 3]),
     ],
 )
 def test_schedules(name, expected):
-    """Six steps, two of them warm-up, by hand."""
-    actual = [learning_rate(step, name, steps=6, warmup_steps=2) for step in range(8)]
+    """Six steps in three epochs, two of them warm-up, by hand."""
+    schedule = Schedule(name=name, warmup=1 / 3)
+    actual = [learning_rate(step, schedule, steps=6, epochs=3) for step in range(8)]
     assert actual == pytest.approx(expected, abs=1e-9)
 
 
 def test_scheduler_multiplies_the_peak():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
-    plan = scheduler(optimizer, "linear", steps=6, warmup_steps=2)
+    plan = scheduler(optimizer, Schedule(name="linear", warmup=1 / 3), steps=6)
     rates = []
     for _ in range(6):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         plan.step()
     assert rates == pytest.approx([0.4 / 3, 0.8 / 3, 0.4, 0.3, 0.2, 0.1])
-    with pytest.raises(dicenet.ConfigError, match="choose one of linear, cosine, poly, hybrid, multistep, constant"):
-        scheduler(optimizer, "step", 6, 2)
 
 
 @pytest.mark.parametrize(
-    ("column", "name", "base", "cycled"),
+    ("arguments", "message"),
     [
-        ("hybrid_0.009_100_clr61", "hybrid", 0.009, 61),
-        ("hybrid_0.1_120_clr61", "hybrid", 0.1, 61),
-        ("poly_0.1_300_p0.9", "poly", 0.1, None),
-        ("linear_0.1_300", "linear", 0.1, None),
-        ("cosine_0.1_300", "cosine", 0.1, None),
+        ({"name": "step"}, "choose one of linear, cosine, poly, multistep, constant, hybrid, cyclic, fixed, linear-ep"),
+        ({"warmup": 1.0}, "warmup is a part of the run"),
+        ({"cycled": 0}, "cycled must be at least 1 epoch"),
+        ({"milestones": (20, 10)}, r"milestones must be ascending epochs from 1 on, got \[20, 10\]"),
+        ({"milestones": (0, 10)}, "milestones must be ascending"),
+        ({"decay": 0.0}, "decay must be above 0"),
     ],
 )
-def test_official_schedules(shared, column, name, base, cycled):
-    """At the first step of each epoch; the official code changes rates once per epoch, and rounds them."""
-    with shared("reference/official/lr_schedules.tsv").open(newline="") as file:
-        expected = [float(row[column]) for row in csv.DictReader(file, delimiter="\t") if row[column]]
-    epochs, per_epoch = len(expected), 7
-    plan = {"steps": epochs * per_epoch, "warmup_steps": 0, "epochs": epochs, "cycled": cycled}
-    actual = [base * learning_rate(epoch * per_epoch, name, **plan) for epoch in range(epochs)]
-    assert actual == pytest.approx(expected, abs=5.1e-6)
-    if name == "hybrid":  # it stays within an epoch
-        last_steps = [base * learning_rate((epoch + 1) * per_epoch - 1, name, **plan) for epoch in range(epochs)]
-        assert last_steps == pytest.approx(actual)
+def test_wrong_schedules(arguments, message):
+    with pytest.raises(dicenet.ConfigError, match=message):
+        Schedule(**arguments)
+
+
+#: Columns of the official rates, the schedules they are of, base rate, and the decimals that the official code keeps.
+OFFICIAL = [
+    ("hybrid_0.009_100_clr61", Schedule(name="hybrid", cycled=61), 0.009, 6),
+    ("hybrid_0.1_120_clr61", Schedule(name="hybrid", cycled=61), 0.1, 6),
+    ("clr_0.1_300", Schedule(name="cyclic"), 0.1, 5),
+    ("fixed_0.1_300", Schedule(name="fixed"), 0.1, 5),
+    ("poly_0.1_300_p0.9", Schedule(name="poly-epochs"), 0.1, 6),
+    ("linear_0.1_300", Schedule(name="linear-epochs"), 0.1, 6),
+    ("cosine_0.1_300", Schedule(name="cosine-epochs"), 0.1, 6),
+]
+
+
+def official_rates(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def test_all_official_schedules_are_here(shared):
+    (first, *_) = official_rates(shared("reference/official/lr_schedules.tsv"))
+    assert set(first) - {"epoch"} == {column for column, *_ in OFFICIAL}
+
+
+@pytest.mark.parametrize(("column", "schedule", "base", "decimals"), OFFICIAL)
+def test_official_schedules(shared, column, schedule, base, decimals):
+    """In every step of every epoch, to the digits that the official code rounds to, as the optimiser gets them."""
+    table = official_rates(shared("reference/official/lr_schedules.tsv"))
+    expected = [float(row[column]) for row in table if row[column]]
+    epochs, per_epoch = len(expected), 3
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=base)
+    plan = scheduler(optimizer, schedule, steps=epochs * per_epoch, epochs=epochs)
+    rates = []
+    for _ in range(epochs * per_epoch):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        plan.step()
+    half = 0.5 * 10.0**-decimals * (1 + 1e-6)
+    for step in range(per_epoch):
+        assert rates[step::per_epoch] == pytest.approx(expected, abs=half, rel=0)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "poly"])
+def test_both_kinds_have_the_same_rate_where_an_epoch_begins(name):
+    rates = [
+        [learning_rate(7 * epoch, Schedule(name=kind), 70, 10) for epoch in range(10)]
+        for kind in (name, f"{name}-epochs")
+    ]
+    assert rates[0] == pytest.approx(rates[1])
 
 
 def test_run_folders(tmp_path, monkeypatch):

@@ -133,7 +133,7 @@ def test_the_decoder_learns_faster(optimizer):
     ("arguments", "message"),
     [
         ({"optimizer": "adam"}, "choose one of sgd, adamw"),
-        ({"schedule": "step"}, "choose one of linear, cosine, poly, hybrid, multistep, constant"),
+        ({"schedule": "step"}, "choose one of linear, cosine, poly, multistep, constant"),
         ({"warmup": 1}, "warmup is a part of the run"),
         ({"lr": 0}, "lr must be above 0"),
         ({"lr_mult": 0}, "lr_mult must be above 0"),

@@ -13,6 +13,7 @@ import docstring_parser
 import jsonargparse
 import torch
 
+from dicenet.cli.recipes import with_recipes
 from dicenet.errors import DicenetError, StoppedError
 
 
@@ -33,7 +34,9 @@ class _Parser(jsonargparse.ArgumentParser):
 
 def _parser(name: str, command: Command) -> _Parser:
     parser = _Parser(prog=f"dicenet {name}", exit_on_error=False, default_env=False)
-    parser.add_argument("--config", action="config", help="YAML file with values for any of the options below.")
+    parser.add_argument(
+        "--config", action="config", help="YAML file with values for any of the options below, or the name of a recipe."
+    )
     for argument, options in command.positional.items():
         parser.add_argument(argument, **options)
     switches = {name: p for name, p in inspect.signature(command.function).parameters.items() if p.annotation is bool}
@@ -119,7 +122,7 @@ def run(arguments: list[str], word_given: bool) -> int:
         if command.resumable:
             options = _resume_config(options, " ".join(words))
         parser = _parser(" ".join(words), command)
-        values = parser.parse_args(options)
+        values = parser.parse_args(with_recipes(options))
         values.pop("config", None)
         command.function(**values.as_dict())
         return 0

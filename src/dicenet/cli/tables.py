@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
-from dicenet.analysis.paper import claims, figure8, figures, table6, table7
+from dicenet.analysis.paper import claims, figure7, figure8, figures, table6, table7
 from dicenet.analysis.paper.entries import TABLES
 from dicenet.analysis.paper.tables import FORMATS, table_rows, write
 from dicenet.cli.run import Command
@@ -113,6 +113,24 @@ def _figure4(out: str) -> None:
     write_bytes(Path(out), png(figures.figure_4()))
 
 
+def _figure7(out: str, format: str | None = None, ladder: str | None = None) -> None:
+    """Draw what each part of the recipe adds (Figure 7), or write the figures behind the drawing.
+
+    Args:
+        out: file to write, which must not exist: .png, or .md, .csv, .json for the figures.
+        format: png, terminal, markdown, csv or json; by the ending of the file.
+        ladder: CSV of runs with columns rung and top1, as benchmarks/ladder.py writes it; the repository's own results
+            where they are at hand, if not given.
+    """
+    drawn = _drawn(out, format)
+    form = "" if drawn else _chosen_format(format, out)
+    rows = figure7.figure_7_rows(None if ladder is None else Path(ladder))
+    if drawn:
+        write_bytes(Path(out), png(figure7.figure_7(rows)))
+    else:
+        _show(rows, figure7.TITLE, figure7.NOTE, form, out)
+
+
 _FIGURES = {
     "figure1b": _figure(
         "Draw mAP on MS COCO against multiply-adds (Figure 1b)",
@@ -143,5 +161,6 @@ COMMANDS = {
     "7": Command(_table(table7.TITLE, table7.NOTE, lambda: table7.table_7_rows(_counting))),
     "claims": Command(_claims),
     "figure4": Command(_figure4),
+    "figure7": Command(_figure7),
     **{name: Command(figure) for name, figure in _FIGURES.items()},
 }

@@ -19,6 +19,8 @@ Transform = Callable[[Image.Image], Tensor]
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 _CROP_MODES = ("center", "squash")
 AUGMENTATIONS = ("resized-crop", "shift", "none")
+#: torchvision's policies of changes of colour and shape.
+POLICIES: dict[str, Callable[..., Any]] = {"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}
 #: Longer pictures are cut around their centre first: a 300x1 row would otherwise grow to 76,800x256.
 _MAX_ASPECT = 16
 
@@ -132,15 +134,19 @@ class Augmentation:
             the side, edges reflected: for small pictures) or ``none``.
         min_scale: smallest part of the area that a resized crop takes.
         hflip: probability of a mirrored picture.
+        policy: changes of colour and shape, one of :data:`POLICIES`; None: none.
     """
 
     kind: str = "resized-crop"
     min_scale: float = 0.08
     hflip: float = 0.5
+    policy: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in AUGMENTATIONS:
             raise ConfigError(f"augmentation {self.kind!r} is unknown: choose one of {', '.join(AUGMENTATIONS)}")
+        if self.policy is not None and self.policy not in POLICIES:
+            raise ConfigError(f"auto_augment {self.policy!r} is unknown: choose one of {', '.join(POLICIES)}")
         if not 0 < self.min_scale <= 1 or not 0 <= self.hflip <= 1:
             raise ConfigError(
                 f"min_scale must be above 0 and up to 1, hflip from 0 to 1, got {self.min_scale} and {self.hflip}"
@@ -161,4 +167,6 @@ def training_transform(preprocessing: Preprocessing, augmentation: Augmentation)
             steps.append(v2.RandomCrop([height, width], padding=padding, padding_mode="reflect"))
     if augmentation.hflip:
         steps.append(v2.RandomHorizontalFlip(augmentation.hflip))
+    if augmentation.policy:
+        steps.append(POLICIES[augmentation.policy](interpolation=InterpolationMode(preprocessing.interpolation)))
     return v2.Compose([*steps, *to_tensor(preprocessing)])

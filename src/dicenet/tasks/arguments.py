@@ -10,7 +10,7 @@ from dicenet.engine.run_folder import read_config
 
 #: Arguments that are of a call, not of a run.
 _OF_THE_CALL = ("resume", "out")
-_PATHS = ("data", "weights", "coco")
+_PATHS = ("data", "weights", "coco", "teacher")
 
 
 def default_workers() -> int:

@@ -20,15 +20,21 @@ from dicenet.models.network import Network
 from dicenet.tasks.task import Optimisation, Task, asked_of_all, loss_metric
 
 IMAGENET_CLASSES = 1000
+_ADVICE = "Name the data's classes as the network's, or train from it with --weights"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierOptimisation(Optimisation):
-    """How the weights are changed. Weight decay spares norms, slopes and biases."""
+    """How the weights are changed.
 
-    OPTIMIZERS: ClassVar[tuple[str, ...]] = ("sgd", "adamw", "lamb")
+    Attributes:
+        optimizer: timm's names: ``sgd`` is with Nesterov's momentum, ``momentum`` without it.
+    """
+
+    OPTIMIZERS: ClassVar[tuple[str, ...]] = ("sgd", "momentum", "adamw", "lamb")
 
     warmup: float = 0.1
+    decay_all: bool = False
 
 
 class ClassifierTask(Task):
@@ -58,16 +64,16 @@ class ClassifierTask(Task):
 
     # -- what they share
 
-    def logits(self, batch: dict[str, Any]) -> Tensor:
-        """Of a batch's pictures."""
-        return self.net(batch["image"].contiguous(memory_format=torch.channels_last))
+    def logits(self, images: Tensor) -> Tensor:
+        """Of pictures (N, C, H, W)."""
+        return self.net(images.contiguous(memory_format=torch.channels_last))
 
     def judge(self, batch: dict[str, Any]) -> Tensor | None:
         """Collect the scores of a batch; its logits, or None if none of its pictures could be read."""
         self.bad_pictures.update(batch["errors"])
         if "image" not in batch:
             return None
-        logits, truth = self.logits(batch), self.truth(batch)
+        logits, truth = self.logits(batch["image"]), self.truth(batch)
         self.metrics.update(logits, truth)
         self.loss.update(self.losses(logits, truth))
         self.judged.update(len(logits))
@@ -99,8 +105,9 @@ class ClassifierTask(Task):
     def make_optimizer(self) -> torch.optim.Optimizer:
         """timm's, of that name."""
         o = self.optimisation
+        # of a network timm always spares the slopes, which the network names; a list of parameters has no names
         return create_optimizer_v2(
-            self.net,
+            list(self.net.parameters()) if o.decay_all else self.net,
             o.optimizer,
             lr=o.lr,
             weight_decay=o.weight_decay,
@@ -128,11 +135,11 @@ def same_classes(net: Network, names: Sequence[str]) -> bool:
     return class_names_of(net) == list(names)
 
 
-def class_order(data_names: Sequence[str], net: Network, weights: str) -> list[int]:
+def class_order(data_names: Sequence[str], net: Network, weights: str, advice: str = _ADVICE) -> list[int]:
     """For each class of the data the class of the network with the same name (or WordNet id).
 
     Raises:
-        ConfigError: the data has classes that the network does not know.
+        ConfigError: the data has classes that the network does not know; the message ends with ``advice``.
     """
     names = class_names_of(net)
     known = {name: index for index, name in enumerate(names)}
@@ -142,8 +149,7 @@ def class_order(data_names: Sequence[str], net: Network, weights: str) -> list[i
     if unknown:
         raise ConfigError(
             f"{weights} was trained for {len(names)} classes ({some(names)}), the data has {len(data_names)}, among "
-            f"them unknown ones: {some(unknown)}. Name the data's classes as the network's, or train from it with "
-            "--weights"
+            f"them unknown ones: {some(unknown)}. {advice}"
         )
     return [known[name] for name in data_names]
 

@@ -127,11 +127,14 @@ def training_preprocessing(net: Network, crop_mode: str | None = None) -> Prepro
     return preprocessing
 
 
-def augmentation_for(net: Network, kind: str | None, min_scale: float | None, hflip: float) -> Augmentation:
+def augmentation_for(
+    net: Network, kind: str | None, min_scale: float | None, hflip: float, policy: str | None = None
+) -> Augmentation:
     """What training does to pictures by chance: as asked, else by the stem and the network's width."""
     small = net.stem_type == "small"
     return Augmentation(
         kind or ("shift" if small else "resized-crop"),
         net.min_crop if min_scale is None else min_scale,
         hflip,
+        policy,
     )

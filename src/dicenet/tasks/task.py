@@ -3,7 +3,7 @@
 import json
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from dicenet.engine.schedules import check_schedule, scheduler
+from dicenet.engine.schedules import DECAY, MILESTONES, Schedule, scheduler
 from dicenet.errors import ConfigError, DataError, TrainingError
 from dicenet.models.loading import AnyNetwork, describe
 from dicenet.weights.files import METADATA_KEY
@@ -29,8 +29,9 @@ class Optimisation:
     Attributes:
         optimizer: one of ``OPTIMIZERS``.
         lr, weight_decay, momentum: of the optimiser; the schedule multiplies the rate.
-        schedule, warmup: see :mod:`dicenet.engine.schedules`.
-        cycled: epochs in which the schedule ``hybrid`` cycles.
+        decay_all: whether the weight decay is on all parameters, as in the official code, or spares norms, slopes and
+            biases.
+        schedule, warmup, cycled, milestones, lr_decay: see :class:`dicenet.engine.schedules.Schedule`.
     """
 
     OPTIMIZERS: ClassVar[tuple[str, ...]] = ("sgd", "adamw")
@@ -39,22 +40,43 @@ class Optimisation:
     lr: float = 0.1
     weight_decay: float = 5e-4
     momentum: float = 0.9
+    decay_all: bool = True
     schedule: str = "linear"
     warmup: float = 0.0
     cycled: int | None = None
+    milestones: Sequence[int] = MILESTONES
+    lr_decay: float = DECAY
 
     def __post_init__(self) -> None:
         if self.optimizer not in self.OPTIMIZERS:
             raise ConfigError(f"optimizer {self.optimizer!r} is unknown: choose one of {', '.join(self.OPTIMIZERS)}")
-        check_schedule(self.schedule)
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup is a part of the run from 0 to below 1, got {self.warmup}")
+        self.plan()
         if self.lr <= 0 or self.weight_decay < 0:
             raise ConfigError(f"lr must be above 0 and weight_decay not below, got {self.lr} and {self.weight_decay}")
         if not 0 < self.momentum < 1:
             raise ConfigError(f"momentum must lie between 0 and 1, got {self.momentum}")
-        if self.cycled is not None and self.cycled < 1:
-            raise ConfigError(f"cycled must be at least 1 epoch, got {self.cycled}")
+
+    def plan(self) -> Schedule:
+        """How the rate goes over the run. Raises ConfigError if there is no such schedule."""
+        return Schedule(
+            name=self.schedule,
+            warmup=self.warmup,
+            cycled=self.cycled,
+            milestones=self.milestones,
+            decay=self.lr_decay,
+        )
+
+
+def sparing_groups(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of parameters, each split so that norms, slopes and biases (all that have one axis) have no decay."""
+    split = []
+    for group in groups:
+        parameters = list(group["params"])
+        for spared in (False, True):
+            chosen = [p for p in parameters if (p.ndim <= 1) == spared]
+            if chosen:
+                split.append({**group, "params": chosen, **({"weight_decay": 0.0} if spared else {})})
+    return split
 
 
 def loss_metric() -> MeanMetric:
@@ -177,7 +199,7 @@ class Task(L.LightningModule):
     def make_optimizer(self) -> torch.optim.Optimizer:
         """The optimiser of the groups of parameters."""
         o = self.optimisation
-        groups = self.parameter_groups()
+        groups = self.parameter_groups() if o.decay_all else sparing_groups(self.parameter_groups())
         if o.optimizer == "sgd":
             return torch.optim.SGD(groups, o.lr, momentum=o.momentum, weight_decay=o.weight_decay)
         return torch.optim.AdamW(groups, o.lr, weight_decay=o.weight_decay)
@@ -189,7 +211,7 @@ class Task(L.LightningModule):
         """The optimiser, and a schedule per step."""
         o, optimizer = self.optimisation, self.make_optimizer()
         steps = int(self.trainer.estimated_stepping_batches)
-        plan = scheduler(optimizer, o.schedule, steps, int(o.warmup * steps), self._epochs(), o.cycled)
+        plan = scheduler(optimizer, o.plan(), steps, self._epochs())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plan, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

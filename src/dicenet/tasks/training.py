@@ -36,7 +36,17 @@ from dicenet.tasks.task import Task
 from dicenet.weights.files import read_checkpoint, write_bytes
 
 #: Arguments that may differ in a resumed run.
-CHANGEABLE = ("epochs", "data", "workers", "device", "devices", "strategy", "precision", "save_every")
+CHANGEABLE = (
+    "epochs",
+    "data",
+    "workers",
+    "device",
+    "devices",
+    "strategy",
+    "precision",
+    "compile",
+    "save_every",
+)
 
 _Net = TypeVar("_Net")
 

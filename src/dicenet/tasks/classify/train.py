@@ -10,6 +10,7 @@ from dicenet.data.classification import ClassificationData, open_classification_
 from dicenet.data.samples import LoaderSettings, Part
 from dicenet.data.transforms import evaluation_transform, training_transform
 from dicenet.engine.fit import FitSettings
+from dicenet.engine.schedules import DECAY, MILESTONES
 from dicenet.errors import ConfigError
 from dicenet.models.network import Network
 from dicenet.ops import flush_denormals
@@ -23,6 +24,7 @@ from dicenet.tasks.classifier_training import (
     training_preprocessing,
 )
 from dicenet.tasks.classify.task import TASK, ClassifyOptimisation, ClassifyTask
+from dicenet.tasks.classify.teacher import load_teacher
 from dicenet.tasks.training import Judging, Run, check_seed, taken_up
 
 JUDGING = Judging("top1", "top-1", ("train_loss", "val_loss", "val_top1", "val_top5"))
@@ -44,12 +46,22 @@ def train(
     lr: float | None = None,
     weight_decay: float = 5e-4,
     momentum: float = 0.9,
+    decay_all: bool = False,
     schedule: str = "linear",
     warmup: float = 0.1,
+    cycled: int | None = None,
+    milestones: tuple[int, ...] = MILESTONES,
+    lr_decay: float = DECAY,
     label_smoothing: float = 0.0,
     drop_rate: float | None = None,
     ema: float = 0.0,
     augment: str | None = None,
+    auto_augment: str | None = None,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    teacher: str | None = None,
+    teacher_weight: float = 0.5,
+    teacher_temperature: float = 2.0,
     min_scale: float | None = None,
     hflip: float | None = None,
     val_fraction: float = 0.2,
@@ -61,6 +73,7 @@ def train(
     precision: str = "32-true",
     accumulate: int = 1,
     clip: float | None = None,
+    compile: bool = False,
     save_every: int = 1000,
 ) -> Path:
     """Train a classifier on a folder of pictures.
@@ -71,24 +84,36 @@ def train(
         model: name of the network (see 'dicenet models'); dicenet_100 unless weights say otherwise.
         weights: start from these: a file of any known format, or the name of an official checkpoint.
         out: folder of the run, new or empty; runs/classify/train-<date>-<time> if not given.
-        resume: a run folder: go on from its last checkpoint, with its arguments; epochs, data and how it is
-            computed (workers, device, devices, strategy, precision, save_every) can be changed.
+        resume: a run folder: go on from its last checkpoint, with its arguments; epochs, data and how it is computed
+            (workers, device, devices, strategy, precision, compile, save_every) can be changed.
         epochs: passes over the training pictures.
         batch_size: pictures per step of a process.
         img_size: side of the input in pixels, or [height, width]; 224, or the pictures' own size if small.
         stem: standard, or small for small pictures; chosen by the pictures' size.
         in_chans: 3 for colour, 1 for grey; that of the weights, or 3.
-        optimizer: sgd (Nesterov), adamw or lamb.
+        optimizer: sgd (Nesterov), momentum (sgd without it, as the official code), adamw or lamb.
         lr: peak learning rate; 0.1 from scratch, 0.02 from weights.
-        weight_decay: on convolution weights only.
+        weight_decay: on convolution weights only, or
+        decay_all: on norms, slopes and biases too, as in the official code.
         momentum: of sgd.
-        schedule: linear or cosine (both to zero), or constant.
+        schedule: linear, cosine or poly (to zero), multistep (to a tenth twice), constant; or the official ones:
+            hybrid, cyclic, fixed, linear-epochs, cosine-epochs, poly-epochs.
         warmup: part of the run in which the learning rate rises.
+        cycled: epochs in which hybrid cycles; 61 % of all if not given.
+        milestones: epochs from which on the rates of cyclic and fixed are multiplied by
+        lr_decay: this, once more at each.
         label_smoothing: part of the target given to all classes.
         drop_rate: dropout before the classifier; the official rate of the width if not given.
         ema: decay of an average of the weights that is validated and saved instead, such as 0.999, that
             moves fast at first; 0: none.
         augment: resized-crop, shift or none; chosen by the pictures' size.
+        auto_augment: changes of colour and shape by chance: randaugment or trivialaugment.
+        mixup: alpha of mixup, such as 0.2, which blends pictures and their classes; 0: none.
+        cutmix: alpha of CutMix, such as 1.0, which pastes a part of another picture; 0: none. With both each batch has
+            one of them.
+        teacher: a trained classifier to learn from too: a file of any known format, or the name of a timm model.
+        teacher_weight: part of the loss that it gives.
+        teacher_temperature: by which the logits of both are divided for it.
         min_scale: smallest part of a picture that a resized crop takes; 0.2 up to width 1.0, else 0.08.
         hflip: probability of mirroring; 0.5, or 0 for digits.
         val_fraction: part of each class held out where the data has no val or test folder.
@@ -100,6 +125,7 @@ def train(
         precision: Lightning's, such as bf16-mixed.
         accumulate: batches per optimiser step.
         clip: largest norm of the gradient.
+        compile: compile the network with torch.compile: faster steps after a slow first one.
         save_every: optimiser steps from one checkpoint to the next within an epoch; 0: only behind each epoch.
 
     Returns:
@@ -118,9 +144,17 @@ def train(
         lr=lr if lr is not None else (0.1 if weights is None else 0.02),
         weight_decay=weight_decay,
         momentum=momentum,
+        decay_all=decay_all,
         schedule=schedule,
         warmup=warmup,
+        cycled=cycled,
+        milestones=milestones,
+        lr_decay=lr_decay,
         label_smoothing=label_smoothing,
+        mixup=mixup,
+        cutmix=cutmix,
+        teacher_weight=teacher_weight,
+        teacher_temperature=teacher_temperature,
     )
     settings = FitSettings(epochs, ema, device, devices, strategy, precision, accumulate, clip, seed, save_every)
     L.seed_everything(check_seed(seed), verbose=False)
@@ -135,10 +169,13 @@ def train(
         net = network_to_train(TASK, model, weights, names, in_chans, size, stem, drop_rate, run.console)
     preprocessing = training_preprocessing(net)
     mirrored = (0.0 if data == DIGITS else 0.5) if hflip is None else hflip
-    augmentation = augmentation_for(net, augment, min_scale, mirrored)
+    augmentation = augmentation_for(net, augment, min_scale, mirrored, auto_augment)
+    taught_by = None if teacher is None else load_teacher(teacher, dataset.class_names, preprocessing)
+    if compile:
+        net.compile(dynamic=False)  # the backward of symbolic sizes cannot be compiled
     loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed)
     return run.go(
-        ClassifyTask(net, dataset.class_names, optimisation),
+        ClassifyTask(net, dataset.class_names, optimisation, taught_by),
         train_part.loader(training_transform(preprocessing, augmentation), True, loading),
         val_part.loader(evaluation_transform(preprocessing), False, loading),
         done,

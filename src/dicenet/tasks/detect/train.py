@@ -15,6 +15,7 @@ from dicenet.data.samples import LoaderSettings
 from dicenet.data.transforms import Preprocessing
 from dicenet.engine.console import say
 from dicenet.engine.fit import FitSettings
+from dicenet.engine.schedules import DECAY, MILESTONES
 from dicenet.errors import ConfigError
 from dicenet.models.detection import DEFAULT_HEAD, DetectionNetwork, create_detection_model
 from dicenet.models.loading import load, task_of
@@ -53,9 +54,12 @@ def train(
     lr_mult: float = 1.0,
     weight_decay: float = 5e-4,
     momentum: float = 0.9,
+    decay_all: bool = True,
     schedule: str = "hybrid",
     warmup: float = 0.0,
     cycled: int | None = None,
+    milestones: tuple[int, ...] = MILESTONES,
+    lr_decay: float = DECAY,
     freeze_backbone: bool = False,
     freeze_norms: bool = False,
     ema: float = 0.0,
@@ -102,12 +106,15 @@ def train(
         optimizer: sgd or adamw.
         lr: learning rate of the backbone; 0.01 for sgd, 0.001 for adamw. The schedule multiplies it.
         lr_mult: how many times higher the head's rate is.
-        weight_decay: on all parameters.
+        weight_decay: on all parameters, or
+        decay_all: without it on all but norms, slopes and biases.
         momentum: of sgd.
         schedule: hybrid (the official one: cycles of up to 5 times the rate, then to zero), poly, cosine or linear (to
-            zero), multistep (to a tenth twice), or constant.
+            zero), multistep (to a tenth twice), constant, cyclic, fixed, or poly-, cosine- or linear-epochs.
         warmup: part of the run in which the learning rate rises.
         cycled: epochs in which hybrid cycles; 61 % of all if not given.
+        milestones: epochs from which on the rates of cyclic and fixed are multiplied by
+        lr_decay: this, once more at each.
         freeze_backbone: train the head only.
         freeze_norms: keep all norms as they are.
         ema: decay of an average of the weights that is validated and saved instead, such as 0.999, that
@@ -147,9 +154,12 @@ def train(
         lr_mult=lr_mult,
         weight_decay=weight_decay,
         momentum=momentum,
+        decay_all=decay_all,
         schedule=schedule,
         warmup=warmup,
         cycled=cycled,
+        milestones=milestones,
+        lr_decay=lr_decay,
         freeze_backbone=freeze_backbone,
         freeze_norms=freeze_norms,
         negatives_of_empty=negatives_of_empty,

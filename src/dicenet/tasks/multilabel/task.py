@@ -49,9 +49,9 @@ class MultilabelTask(ClassifierTask):
         self.metrics = MultilabelMetrics(len(self.order), threshold)
         self.loss_factor = float(len(self.class_names))
 
-    def logits(self, batch: dict[str, Any]) -> Tensor:
-        """Of a batch's pictures, for the classes of the data."""
-        return super().logits(batch)[:, self.order]
+    def logits(self, images: Tensor) -> Tensor:
+        """Of pictures (N, C, H, W), for the classes of the data."""
+        return super().logits(images)[:, self.order]
 
     def judge(self, batch: dict[str, Any]) -> Tensor | None:
         """Collect the scores of a batch; its logits, or None if none of its pictures could be read."""
@@ -68,7 +68,7 @@ class MultilabelTask(ClassifierTask):
 
     def batch_loss(self, batch: dict[str, Any]) -> Tensor:
         """Mean binary cross-entropy."""
-        return self.losses(self.logits(batch), self.truth(batch)).mean()
+        return self.losses(self.logits(batch["image"]), self.truth(batch)).mean()
 
     def scores(self) -> dict[str, float]:
         """Fractions of one: see :data:`SCORES`; and the mean loss. Raises DataError if no picture could be read."""

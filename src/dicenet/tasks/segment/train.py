@@ -19,6 +19,7 @@ from dicenet.data.segmentation import SegmentationData, open_segmentation_data
 from dicenet.data.transforms import Preprocessing
 from dicenet.engine.console import say
 from dicenet.engine.fit import FitSettings
+from dicenet.engine.schedules import DECAY, MILESTONES
 from dicenet.errors import ConfigError, DataError
 from dicenet.models.loading import load
 from dicenet.models.network import pair
@@ -57,9 +58,12 @@ def train(
     lr_mult: float = 10.0,
     weight_decay: float = 4e-5,
     momentum: float = 0.9,
+    decay_all: bool = True,
     schedule: str = "hybrid",
     warmup: float = 0.0,
     cycled: int | None = None,
+    milestones: tuple[int, ...] = MILESTONES,
+    lr_decay: float = DECAY,
     class_weights: str = "none",
     class_weight_power: float = 1.0,
     freeze_backbone: bool = False,
@@ -105,12 +109,15 @@ def train(
         optimizer: sgd or adamw.
         lr: learning rate of the backbone; 0.009 for sgd, 0.0005 for adamw. The schedule multiplies it.
         lr_mult: how many times higher the decoder's rate is.
-        weight_decay: on all parameters.
+        weight_decay: on all parameters, or
+        decay_all: without it on all but norms, slopes and biases.
         momentum: of sgd.
         schedule: hybrid (the official one: cycles of up to 5 times the rate, then to zero), poly, cosine or linear (to
-            zero), or constant.
+            zero), multistep (to a tenth twice), constant, cyclic, fixed, or poly-, cosine- or linear-epochs.
         warmup: part of the run in which the learning rate rises.
         cycled: epochs in which hybrid cycles; 61 % of all if not given.
+        milestones: epochs from which on the rates of cyclic and fixed are multiplied by
+        lr_decay: this, once more at each.
         class_weights: none, dataset (those that the set brings along: Cityscapes, CamVid), or inverse-log (of the
             shares of the classes in the training masks, without COCO's).
         class_weight_power: exponent of the class weights; below 1 they are milder.
@@ -150,9 +157,12 @@ def train(
         lr_mult=lr_mult,
         weight_decay=weight_decay,
         momentum=momentum,
+        decay_all=decay_all,
         schedule=schedule,
         warmup=warmup,
         cycled=cycled,
+        milestones=milestones,
+        lr_decay=lr_decay,
         freeze_backbone=freeze_backbone,
         freeze_norms=freeze_norms,
     )
