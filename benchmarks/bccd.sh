@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # dicenet_100 on BCCD (blood cells) from the official PASCAL VOC segmentation network and from random weights, and
-# MobileNetV2 with SSDLite's head and with the same head from random weights; about 15 minutes each on 2 cores without other load. Started
-# again, it goes on where it was. Run it from the repository, with dicenet on the path:
+# MobileNetV2 from random weights, with SSDLite's head and with the same head; about 15 minutes each on 2 cores without
+# other load. Started again, it goes on where it was. Run it from the repository, with dicenet on the path:
 # bash benchmarks/bccd.sh [DATA] [VOC_CHECKPOINT]
 set -euo pipefail
 data=${1:-../shared/data/bccd}
@@ -25,3 +25,4 @@ train bccd_peer --model mobilenetv2_050 --head ssdlite --priors auto
 train bccd_peer_fpnlite --model mobilenetv2_050
 train bccd_random
 python benchmarks/pyramid_plot.py bccd
+python benchmarks/doubts.py runs/bccd_voc/best.safetensors "$data" val results/bccd_doubts

@@ -1,6 +1,6 @@
 """The boxes that a detector is surest of and that no annotation agrees with: are they wrong, or is the annotation?
 
-python benchmarks/doubts.py WEIGHTS DATA PART OUT    # OUT.png: the surest of each class; OUT.csv: how far they are off
+python benchmarks/doubts.py WEIGHTS DATA PART OUT    # OUT.csv: how far they are off; docs/pictures/NAME.jpg: the surest
 
 Wrong is a box, surer than 0.5, that belongs to no box of its class at IoU 0.5. If it lies far from all of them
 (IoU below 0.1), the network sees an object where nobody drew one; else it drew one badly, or twice.
@@ -25,6 +25,7 @@ from dicenet.tasks.detect.trained import Detector, class_names_of, load_detector
 from dicenet.tasks.drawing import picture_bytes
 from dicenet.weights.files import write_bytes
 
+REPOSITORY = Path(__file__).parents[1]
 SURE, NEAR, FAR = 0.5, 0.5, 0.1
 COLUMNS, TILE = 8, 150
 
@@ -82,6 +83,7 @@ def main(weights: str, data: str, name: str, out: str) -> None:
         wrong = [d for s, f in zip(part.samples, found, strict=True) for d in doubts(s, f, label)]
         wrong.sort(key=lambda doubt: -doubt.score)
         tiles += [tile(doubt) for doubt in wrong[: 2 * COLUMNS]]
+        tiles += [Image.new("RGB", (TILE, TILE), "white")] * (-len(tiles) % COLUMNS)  # each class begins a row
         sure = sum(int(((f["labels"] == label) & (f["scores"] > SURE)).sum()) for f in found)
         row = {"class": class_name, "sure": sure, "wrong": len(wrong), "far": sum(d.iou < FAR for d in wrong)}
         for iou in (0.1, 0.3, 0.5):
@@ -89,10 +91,10 @@ def main(weights: str, data: str, name: str, out: str) -> None:
             row |= {f"ap_{iou}": None if curve is None else round(curve.ap_voc10(), 4)}
         rows.append(row)
         print(row)
-    sheet = Image.new("RGB", (COLUMNS * TILE, -(-len(tiles) // COLUMNS) * TILE), "white")
+    sheet = Image.new("RGB", (COLUMNS * TILE, len(tiles) // COLUMNS * TILE), "white")
     for place, image in enumerate(tiles):
         sheet.paste(image, (place % COLUMNS * TILE, place // COLUMNS * TILE))
-    write_bytes(Path(f"{out}.png"), picture_bytes(sheet, "PNG"))
+    write_bytes(REPOSITORY / f"docs/pictures/{Path(out).name}.jpg", picture_bytes(sheet, "JPEG"))
     write_csv(Path(f"{out}.csv"), rows)
 
 

@@ -14,7 +14,7 @@ from dicenet.tasks.drawing import png
 from dicenet.weights.files import write_bytes
 
 REPOSITORY = Path(__file__).parents[1]
-COLOURS = ("#2563eb", "#93c5fd", "#f59e0b")
+COLOURS = ("#2563eb", "#93c5fd", "#f59e0b", "#16a34a")
 
 
 class Plot(NamedTuple):
@@ -55,7 +55,8 @@ PLOTS = {
         {
             "bccd_voc": "dicenet_100, official VOC weights",
             "bccd_random": "dicenet_100, random weights",
-            "bccd_peer": "MobileNetV2 and SSDLite, random weights",
+            "bccd_peer": "MobileNetV2 with ssdlite, random weights",
+            "bccd_peer_fpnlite": "MobileNetV2 with fpnlite, random weights",
         },
     ),
 }
@@ -71,7 +72,8 @@ def main(plot: Plot, path: Path) -> None:
     """Draw."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for place, ((name, label), colour) in enumerate(zip(plot.runs.items(), COLOURS, strict=True)):
+    width = 0.81 / len(plot.runs)
+    for place, ((name, label), colour) in enumerate(zip(plot.runs.items(), COLOURS, strict=False)):
         (result,), epochs = rows(name), rows(f"{name}_epochs")
         values = [100 * float(epoch[f"val_{plot.score}"]) for epoch in epochs]
         left.plot([int(epoch["epoch"]) for epoch in epochs], values, marker=".", color=colour, label=label)
@@ -80,13 +82,13 @@ def main(plot: Plot, path: Path) -> None:
             for key, value in result.items()
             if key.startswith(plot.of_class) and key.removeprefix(plot.of_class) not in ("voc07", "voc10")
         }
-        at = [index + 0.27 * (place - 1) for index in range(len(classes))]
+        at = [index + width * (place - (len(plot.runs) - 1) / 2) for index in range(len(classes))]
         total = f"{100 * float(result[plot.score]):.1f} %"
-        right.bar(at, list(classes.values()), width=0.27, color=colour, label=f"{total} on average")
+        right.bar(at, list(classes.values()), width=width, color=colour, label=f"{total} on average")
         turned = {"rotation": 60, "ha": "right"} if len(classes) > 6 else {}
         right.set_xticks(range(len(classes)), list(classes), **turned)
     left.set(xlabel="epoch", ylabel=f"{plot.score_name} on val (%)")
-    right.set(ylabel=f"{plot.class_name} on test (%)", ylim=(0, 119))  # room for the legend
+    right.set(ylabel=f"{plot.class_name} on test (%)", ylim=(0, 130))  # room for the legend
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
