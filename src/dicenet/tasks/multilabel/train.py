@@ -12,6 +12,7 @@ from dicenet.data.multilabel import open_multilabel_data
 from dicenet.data.samples import LoaderSettings
 from dicenet.data.transforms import evaluation_transform, training_transform
 from dicenet.engine.fit import FitSettings
+from dicenet.engine.schedules import DECAY, MILESTONES
 from dicenet.errors import ConfigError, DataError
 from dicenet.models.network import Network
 from dicenet.ops import flush_denormals
@@ -50,8 +51,12 @@ def train(
     lr: float | None = None,
     weight_decay: float = 5e-4,
     momentum: float = 0.9,
+    decay_all: bool = False,
     schedule: str = "linear",
     warmup: float = 0.1,
+    cycled: int | None = None,
+    milestones: tuple[int, ...] = MILESTONES,
+    lr_decay: float = DECAY,
     drop_rate: float | None = None,
     ema: float = 0.0,
     augment: str | None = None,
@@ -87,12 +92,17 @@ def train(
         stem: standard, or small for small pictures; chosen by the pictures' size.
         in_chans: 3 for colour, 1 for grey; that of the weights, or 3.
         threshold: probability above which a class counts as found, when epochs are judged.
-        optimizer: sgd (Nesterov), adamw or lamb.
+        optimizer: sgd (Nesterov), momentum (sgd without it, as the official code), adamw or lamb.
         lr: peak learning rate; 0.02 from scratch, 0.005 from weights.
-        weight_decay: on convolution weights only.
+        weight_decay: on convolution weights only, or
+        decay_all: on norms, slopes and biases too, as in the official code.
         momentum: of sgd.
-        schedule: linear or cosine (both to zero), or constant.
+        schedule: linear, cosine or poly (to zero), multistep (to a tenth twice), constant; or the official ones:
+            hybrid, cyclic, fixed, linear-epochs, cosine-epochs, poly-epochs.
         warmup: part of the run in which the learning rate rises.
+        cycled: epochs in which hybrid cycles; 61 % of all if not given.
+        milestones: epochs from which on the rates of cyclic and fixed are multiplied by
+        lr_decay: this, once more at each.
         drop_rate: dropout before the classifier; the official rate of the width if not given.
         ema: decay of an average of the weights that is validated and saved instead, such as 0.999, that
             moves fast at first; 0: none.
@@ -130,8 +140,12 @@ def train(
         lr=lr if lr is not None else (0.02 if weights is None else 0.005),
         weight_decay=weight_decay,
         momentum=momentum,
+        decay_all=decay_all,
         schedule=schedule,
         warmup=warmup,
+        cycled=cycled,
+        milestones=milestones,
+        lr_decay=lr_decay,
     )
     settings = FitSettings(epochs, ema, device, devices, strategy, precision, accumulate, clip, seed, save_every)
     L.seed_everything(check_seed(seed), verbose=False)
