@@ -133,7 +133,8 @@ def test_several_processes(boxes, tmp_path):
     (row,) = rows(tmp_path / "out")
     assert sum(entry["objects"] for entry in results["classes"]) == 10
     assert float(row["val_map50"]) == pytest.approx(results["map50"], abs=1e-6)
-    assert float(row["val_loss"]) == pytest.approx(results["loss"], rel=1e-4)
+    # the loss is the mean of batches, which two processes make otherwise
+    assert float(row["val_loss"]) == pytest.approx(results["loss"], rel=0.01)
 
 
 def test_precision(boxes, learned, tmp_path, fails):

@@ -13,7 +13,7 @@ from dicenet.ops import flush_denormals
 from dicenet.tasks.detect.priors import proposed_settings, relative_boxes
 from dicenet.tasks.detect.task import DetectTask
 
-STEPS = 300
+STEPS = 500
 
 
 def scaled(batch, size):
