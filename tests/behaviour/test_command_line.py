@@ -158,7 +158,7 @@ def test_convert_a_segmentation_network(shared, tmp_path, capsys, fails):
 
 def test_a_run_leaves_what_it_should(trained, digits):
     files = {p.name for p in trained.iterdir()}
-    assert files == {"best.safetensors", "last.ckpt", "metrics.csv", "config.yaml", "curves.png", "tensorboard"}
+    assert files == {"best.safetensors", "last.ckpt", "metrics.csv", "config.yaml", "curves.png", "run.json", "tensorboard"}
     assert any((trained / "tensorboard").iterdir())
     (row,) = rows(trained)
     assert set(row) == {"epoch", "step", "train_loss", "val_loss", "val_top1", "val_top5", "lr", "seconds"}
@@ -305,7 +305,7 @@ def test_resumed_before_the_first_epoch_was_finished(digits, trained, tmp_path, 
     config = (trained / "config.yaml").read_text()
     (out / "config.yaml").write_text(config)
     run("train", "classify", "--resume", out)
-    assert "no epoch was finished: anew" in capsys.readouterr().out
+    assert "no checkpoint was written: anew" in capsys.readouterr().out
     assert len(rows(out)) == 1
 
 

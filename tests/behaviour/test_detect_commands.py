@@ -92,7 +92,7 @@ def learned(boxes, tmp_path_factory):
 
 def test_a_run_leaves_what_it_should(trained):
     files = {p.name for p in trained.iterdir()}
-    assert files == {"best.safetensors", "last.ckpt", "metrics.csv", "config.yaml", "curves.png", "tensorboard"}
+    assert files == {"best.safetensors", "last.ckpt", "metrics.csv", "config.yaml", "curves.png", "run.json", "tensorboard"}
     (row,) = rows(trained)
     assert set(row) == {"epoch", "step", "train_loss", "val_loss", "val_map50", "val_map", "lr", "seconds"}
     metadata = read_checkpoint(trained / "best.safetensors").metadata

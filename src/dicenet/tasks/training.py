@@ -124,7 +124,7 @@ class Run:
         if self.resume is not None:
             within = f" and {done.batches} of {len(train)} batches" if done.batches else ""
             words = f"resuming behind epoch {done.epochs} of {epochs}{within}"
-            say(self.console, words if any(done) else "there is no checkpoint yet: anew")
+            say(self.console, words if any(done) else "no checkpoint was written: anew")
         if done.epochs >= epochs:
             say(self.console, f"all {epochs} epochs are finished: give more --epochs to go on")
             return folder
