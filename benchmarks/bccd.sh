@@ -1,23 +1,13 @@
 #!/usr/bin/env bash
 # dicenet_100 on BCCD (blood cells) from the official PASCAL VOC segmentation network and from random weights, and
-# MobileNetV2 from random weights, with SSDLite's head and with the same head; about 15 minutes each on 2 cores without
-# other load. Started again, it goes on where it was. Run it from the repository, with dicenet on the path:
+# MobileNetV2 from random weights, with SSDLite's head and with the same head; 13 to 24 minutes each on 2 cores with
+# other work beside them. Started again, it goes on where it was. Run it from the repository, with dicenet on the path:
 # bash benchmarks/bccd.sh [DATA] [VOC_CHECKPOINT]
 set -euo pipefail
 data=${1:-../shared/data/bccd}
 voc=${2:-../shared/weights/dicenet_s_1.0_pascal_384x384.pth}
-
-train() { # RUN [OPTION...]: trains, evaluates on the test part and records
-    local run=runs/$1
-    if [ -e "$run/config.yaml" ]; then
-        dicenet train detect --resume "$run"
-    else
-        dicenet train detect --config bccd/dicenet_100 --data "$data" --out "$run" "${@:2}"
-    fi
-    rm -rf "$run.test"
-    dicenet evaluate detect --weights "$run/best.safetensors" --data "$data" --split test --out "$run.test"
-    python benchmarks/record_detection.py "$run" "$run.test" "results/$1"
-}
+task=detect config=bccd/dicenet_100 record=benchmarks/record_detection.py
+source benchmarks/pyramid_run.sh
 
 mkdir -p runs
 train bccd_voc --weights "$voc"

@@ -5,18 +5,8 @@
 set -euo pipefail
 data=${1:-../shared/data/camvid}
 voc=${2:-../shared/weights/dicenet_s_1.0_pascal_384x384.pth}
-
-train() { # RUN [OPTION...]: trains, evaluates on the test part and records
-    local run=runs/$1
-    if [ -e "$run/config.yaml" ]; then
-        dicenet train segment --resume "$run"
-    else
-        dicenet train segment --config camvid/dicenet_100 --data "$data" --out "$run" "${@:2}"
-    fi
-    rm -rf "$run.test"
-    dicenet evaluate segment --weights "$run/best.safetensors" --data "$data" --split test --out "$run.test"
-    python benchmarks/record_segmentation.py "$run" "$run.test" "results/$1"
-}
+task=segment config=camvid/dicenet_100 record=benchmarks/record_segmentation.py
+source benchmarks/pyramid_run.sh
 
 mkdir -p runs
 train camvid_voc --weights "$voc"

@@ -93,7 +93,8 @@ def train(
             computed (workers, device, devices, strategy, precision, save_every) can be changed.
         epochs: passes over the training pictures.
         batch_size: pictures per step of a process.
-        img_size: size that pictures are resized to, one number or [height, width]; that of the weights, or 300.
+        img_size: size that pictures are resized to, one number or [height, width]; that of the weights, or 300, or
+            512 for ssd512.
         head: espnet, lite, fpnlite, ssdlite, or on vgg16 ssd300 or ssd512; that of the weights, or espnet.
         priors: sizes of the prior boxes: official, auto (chosen for the boxes of the data), or ascending parts of the
             picture's side, one more than the head has maps, as [0.05,0.1,0.2,0.35,0.5,0.7,1.0]. Without a word those of
