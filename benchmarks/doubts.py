@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from record import write_csv
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from dicenet.data.boxes import BoxedSample
 from dicenet.data.detection import open_detection_data
+from dicenet.engine.machine import write_csv
 from dicenet.tasks.detect.drawing import with_boxes
 from dicenet.tasks.detect.metrics import precision_recall_curves
 from dicenet.tasks.detect.task import Thresholds

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import machine, write_csv
 
 from dicenet.data.classification import open_classification_data
+from dicenet.engine.machine import machine, write_csv
 
 ARGUMENTS = {
     "model": "dicenet_010",

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from dicenet.analysis.machine import machine, write_csv
 
 from dicenet.analysis.paper.figure7 import MEASURED, RUNGS
+from dicenet.engine.machine import machine, write_csv
 
 REPOSITORY = Path(__file__).parents[1]
 TRAINED_ON, JUDGED_BY = "train", "test"
