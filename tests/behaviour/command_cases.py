@@ -5,6 +5,17 @@ import warnings
 
 import dicenet_cli
 
+#: What a training leaves, whatever its task.
+RUN_FILES = {
+    "best.safetensors",
+    "config.yaml",
+    "curves.png",
+    "last.ckpt",
+    "metrics.csv",
+    "run.json",
+    "tensorboard",
+}
+
 
 def run(*arguments, code=0):
     """Run a command in this process; its exit code must be ``code``."""

@@ -1,5 +1,6 @@
 """Commands end to end on tiny data, and what they say when something is wrong."""
 
+import itertools
 import json
 import os
 import pickle
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from command_cases import rows, run
+from command_cases import RUN_FILES, rows, run
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
@@ -158,7 +159,7 @@ def test_convert_a_segmentation_network(shared, tmp_path, capsys, fails):
 
 def test_a_run_leaves_what_it_should(trained, digits):
     files = {p.name for p in trained.iterdir()}
-    assert files == {"best.safetensors", "last.ckpt", "metrics.csv", "config.yaml", "curves.png", "run.json", "tensorboard"}
+    assert files == RUN_FILES
     assert any((trained / "tensorboard").iterdir())
     (row,) = rows(trained)
     assert set(row) == {"epoch", "step", "train_loss", "val_loss", "val_top1", "val_top5", "lr", "seconds"}
@@ -437,10 +438,11 @@ def test_bad_shard_in_a_reading_process_is_one_line(tmp_path, shared):
     import io
     import tarfile
 
-    for name, target in (("a", "0"), ("b", "9")):
+    picture = shared("data/bad_images/grey.jpg").read_bytes()
+    for name, target, keys in (("a", "0", "jk"), ("b", "9", "k")):
         with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
-            for suffix, content in (("jpg", shared("data/bad_images/grey.jpg").read_bytes()), ("cls", target.encode())):
-                info = tarfile.TarInfo(f"k.{suffix}")
+            for key, (suffix, content) in itertools.product(keys, (("jpg", picture), ("cls", target.encode()))):
+                info = tarfile.TarInfo(f"{key}.{suffix}")
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
     (tmp_path / "train").mkdir()
@@ -666,3 +668,24 @@ def test_unusable_weights(digits, tmp_path, fails, capsys):
     refused(picture, "is not a checkpoint")
     dicenet.save(timm.create_model("dicenet_010", num_classes=0), tmp_path / "headless.safetensors")
     refused(tmp_path / "headless.safetensors", "has no classifier")
+
+
+@pytest.mark.parametrize("task", ["classify", "multilabel", "segment", "detect"])
+def test_cheap_errors_come_before_the_data_is_read(tmp_path, fails, task):
+    """The folder of data does not exist: what is said of other arguments was said before it was looked for."""
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/file").touch()
+    arguments = ["train", task, "--data", tmp_path / "absent"]
+    fails(*arguments, "--batch-size", "0", message="batch_size must be at least 1")
+    fails(*arguments, "--out", tmp_path / "taken", message="is not empty")
+
+
+def test_one_small_picture_a_batch_is_one_line(tmp_path, fails):
+    for part in ("train", "test"):
+        for name in "ab":
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (64, 64)).save(tmp_path / part / name / "0.png")
+    arguments = ["train", "classify", "--data", tmp_path, "--model", "dicenet_010", "--img-size", "32", "--stem"]
+    arguments += ["standard", "--batch-size", "1", "--out", tmp_path / "out"]
+    fails(*arguments, message="larger --batch-size or give a larger --img-size")
+    assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from command_cases import rows, run
+from command_cases import RUN_FILES, rows, run
 from PIL import Image, ImageDraw
 
 import dicenet
@@ -92,7 +92,7 @@ def learned(boxes, tmp_path_factory):
 
 def test_a_run_leaves_what_it_should(trained):
     files = {p.name for p in trained.iterdir()}
-    assert files == {"best.safetensors", "last.ckpt", "metrics.csv", "config.yaml", "curves.png", "run.json", "tensorboard"}
+    assert files == RUN_FILES
     (row,) = rows(trained)
     assert set(row) == {"epoch", "step", "train_loss", "val_loss", "val_map50", "val_map", "lr", "seconds"}
     metadata = read_checkpoint(trained / "best.safetensors").metadata

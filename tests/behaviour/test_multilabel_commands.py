@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from command_cases import rows, run
+from command_cases import RUN_FILES, rows, run
 from PIL import Image, ImageDraw
 from sklearn.metrics import f1_score
 
@@ -75,7 +75,7 @@ def weights(learned):
 
 def test_a_run_leaves_what_it_should(learned):
     files = {p.name for p in learned.iterdir()}
-    assert files == {"best.safetensors", "last.ckpt", "metrics.csv", "config.yaml", "curves.png", "tensorboard"}
+    assert files == RUN_FILES
     scores = {"val_f1_overall", "val_f1_class", "val_map"}
     assert set(rows(learned)[0]) == {"epoch", "step", "train_loss", "val_loss", *scores, "lr", "seconds"}
     for file in ("best.safetensors", "last.ckpt"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from command_cases import rows, run
+from command_cases import RUN_FILES, rows, run
 from PIL import Image, ImageDraw
 
 import dicenet
@@ -85,7 +85,7 @@ def weights(trained):
 
 def test_a_run_leaves_what_it_should(trained):
     files = {p.name for p in trained.iterdir()}
-    assert files == {"best.safetensors", "last.ckpt", "metrics.csv", "config.yaml", "curves.png", "run.json", "tensorboard"}
+    assert files == RUN_FILES
     (row,) = rows(trained)
     columns = {"train_loss", "val_loss", "val_mean_iou", "val_pixel_accuracy"}
     assert set(row) == {"epoch", "step", *columns, "lr", "seconds"}

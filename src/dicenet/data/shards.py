@@ -176,9 +176,19 @@ class ShardBatches(IterableDataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         if self.train:
-            return max(1, len(self.shards) // (self.settings.batch_size * self._processes()[1]))
+            return max(1, len(self.shards) // (self.batch_size * self._processes()[1]))
         stretches = map(self._stretch, self._own())
-        return sum(math.ceil((end - start) / self.settings.batch_size) for start, end in stretches)
+        return sum(math.ceil((end - start) / self.batch_size) for start, end in stretches)
+
+    @property
+    def pictures(self) -> int:
+        """In all processes."""
+        return len(self.shards)
+
+    @property
+    def batch_size(self) -> int:
+        """Of a process."""
+        return self.settings.batch_size
 
     def _processes(self) -> tuple[int, int]:
         return self.share or process_share()
@@ -191,7 +201,7 @@ class ShardBatches(IterableDataset[dict[str, Any]]):
     def _stretch(self, reader: int) -> tuple[int, int]:
         """Where in the line a reader begins and ends."""
         rank, worker = divmod(reader, self.workers)
-        total, size = len(self.shards), self.settings.batch_size
+        total, size = len(self.shards), self.batch_size
         if not self.train:
             readers = self.workers * self._processes()[1]
             return total * reader // readers, total * (reader + 1) // readers
@@ -213,11 +223,11 @@ class ShardBatches(IterableDataset[dict[str, Any]]):
         chance = random.Random(derived_seed(self.settings.seed, "samples", self.epoch, reader))
         mix = wds.shuffle(_SHUFFLE_BUFFER, initial=_SHUFFLE_BUFFER, rng=chance)
         samples = iter(mix(self.shards.span(shards, *self._stretch(reader))))
-        given = len(range(worker, self.done, self.workers)) * self.settings.batch_size
+        given = len(range(worker, self.done, self.workers)) * self.batch_size
         yield from self._batches(islice(samples, given, None))
 
     def _batches(self, samples: Iterator[Sample]) -> Iterator[dict[str, Any]]:
-        while chosen := list(islice(samples, self.settings.batch_size)):
+        while chosen := list(islice(samples, self.batch_size)):
             yield collate([self._prepared(sample) for sample in chosen])
 
     def _prepared(self, sample: Sample) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Running a training: the Lightning trainer, checkpoints that are whole or absent, resume, and how it can end."""
 
 import logging
-import math
 import signal
 import warnings
 from collections.abc import Sequence
@@ -16,8 +15,9 @@ from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
+from dicenet.data.samples import ResumableLoader
 from dicenet.engine.callbacks import Chance, EpochLines, MetricsTable
 from dicenet.engine.checkpoints import LastCheckpoint, WholeCheckpoints
 from dicenet.engine.run_folder import LAST, METRICS
@@ -63,14 +63,14 @@ def make_trainer(**arguments: Any) -> L.Trainer:
 
 
 def _check_share(train: "DataLoader[Any]", processes: int) -> None:
-    """Raise DataError if a process would have no whole batch; Lightning would do nothing and say nothing."""
-    if isinstance(train.dataset, IterableDataset) or not train.drop_last:
+    """Raise DataError if a process would have no whole batch; Lightning would wait for it for ever."""
+    if not isinstance(train, ResumableLoader) or processes == 1:
         return
-    share = math.ceil(len(train.dataset) / processes)  # type: ignore[arg-type]
-    if train.batch_size is not None and share < train.batch_size:
+    pictures, batch = train.order.pictures, train.order.batch_size
+    if pictures < processes * batch:
         raise DataError(
-            f"too few pictures to train on ({len(train.dataset)}) for {processes} processes with batches of "  # type: ignore[arg-type]
-            f"{train.batch_size}: give fewer --devices or a smaller --batch-size"
+            f"too few pictures to train on ({pictures}) for {processes} processes with batches of {batch}: "
+            "give fewer --devices or a smaller --batch-size"
         )
 
 

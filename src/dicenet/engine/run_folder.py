@@ -53,15 +53,23 @@ def process_rank() -> int:
     return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
 
 
+def check_free(out: str | Path | None) -> None:
+    """Raise ConfigError if ``out`` is a file or holds something; asked before long work, and again when it is made."""
+    if out is None or process_rank() > 0:
+        return
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--out {out} is a file: give a new or empty folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"--out {out} is not empty: give a new or empty folder")
+
+
 def _make(out: str | Path | None, default: Path) -> Path:
     if out is None:
         names = [default, *(default.with_name(f"{default.name}-{n}") for n in range(2, 1000))]
     else:
+        check_free(out)
         names = [Path(out)]
-        if names[0].exists() and not names[0].is_dir():
-            raise ConfigError(f"--out {out} is a file: give a new or empty folder")
-        if names[0].exists() and any(names[0].iterdir()):
-            raise ConfigError(f"--out {out} is not empty: give a new or empty folder")
     for name in names:
         try:
             name.mkdir(parents=True, exist_ok=out is not None)

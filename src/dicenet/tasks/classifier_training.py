@@ -127,6 +127,15 @@ def training_preprocessing(net: Network, crop_mode: str | None = None) -> Prepro
     return preprocessing
 
 
+def check_batch(net: Network, pictures: int, batch_size: int) -> None:
+    """Raise ConfigError if a batch gives a batch norm one value, of which there is no variance."""
+    reduction = net.feature_info[-1]["reduction"]
+    if min(pictures, batch_size) == 1 and max(net.input_size) <= reduction:
+        side = f"{net.input_size[0]}x{net.input_size[1]}"
+        few = "there is one to train on: add pictures" if pictures == 1 else "give a larger --batch-size"
+        raise ConfigError(f"batch norms need two pictures of {side}, {few} or give a larger --img-size")
+
+
 def augmentation_for(
     net: Network, kind: str | None, min_scale: float | None, hflip: float, policy: str | None = None
 ) -> Augmentation:

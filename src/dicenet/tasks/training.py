@@ -19,6 +19,7 @@ from dicenet.engine.run_folder import (
     LAST,
     METRICS,
     check_command,
+    check_free,
     check_unchanged,
     default_run_folder,
     new_run_folder,
@@ -88,6 +89,9 @@ class Run:
     out: str | None = None
     resume: str | None = None
     console: Console = field(default_factory=lambda: Console(quiet=process_rank() > 0))
+
+    def __post_init__(self) -> None:
+        check_free(self.out)
 
     def stored_network(self, kind: type[_Net], class_names: Sequence[str]) -> tuple[_Net | None, Progress]:
         """The network of the last checkpoint, and how far the run was; None if there is none.

@@ -15,7 +15,7 @@ from dicenet.data.samples import LoaderSettings
 from dicenet.data.transforms import evaluation_transform
 from dicenet.engine.console import say, say_what_was_left_out
 from dicenet.engine.fit import check_device, make_trainer
-from dicenet.engine.run_folder import default_run_folder, new_run_folder
+from dicenet.engine.run_folder import check_free, default_run_folder, new_run_folder
 from dicenet.models.network import Network
 from dicenet.tasks.arguments import default_workers
 from dicenet.tasks.classifier import class_names_of, class_order, load_classifier
@@ -55,14 +55,14 @@ def evaluate(
         What results.json holds: top1, top5, loss, the table of classes, the confusion matrix, unreadable pictures.
     """
     check_device(device)
+    check_free(out)
+    settings = LoaderSettings(batch_size, default_workers() if workers is None else workers)
     console = Console()
     net, preprocessing = load_classifier(weights, TASK, img_size)
     dataset = open_classification_data(data)
     split, part = dataset.evaluation_part(split)
     order = class_order(dataset.class_names, net, weights)
     folder = new_run_folder(out, default_run_folder(TASK, "evaluate"))
-
-    settings = LoaderSettings(batch_size, default_workers() if workers is None else workers)
     trainer = make_trainer(
         accelerator=device,
         devices=1,

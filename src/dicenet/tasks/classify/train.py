@@ -17,6 +17,7 @@ from dicenet.ops import flush_denormals
 from dicenet.tasks.arguments import default_workers, plain_arguments
 from dicenet.tasks.classifier_training import (
     augmentation_for,
+    check_batch,
     check_drop_rate,
     input_for,
     model_and_weights,
@@ -157,6 +158,7 @@ def train(
         teacher_temperature=teacher_temperature,
     )
     settings = FitSettings(epochs, ema, device, devices, strategy, precision, accumulate, clip, seed, save_every)
+    loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed)
     L.seed_everything(check_seed(seed), verbose=False)
     run = Run(TASK, config, JUDGING, settings, out, resume)
 
@@ -167,13 +169,13 @@ def train(
         size, stem = input_for(dataset.median_side, img_size, stem, weights, run.console)
         names = dataset.class_names
         net = network_to_train(TASK, model, weights, names, in_chans, size, stem, drop_rate, run.console)
+    check_batch(net, len(train_part), batch_size)
     preprocessing = training_preprocessing(net)
     mirrored = (0.0 if data == DIGITS else 0.5) if hflip is None else hflip
     augmentation = augmentation_for(net, augment, min_scale, mirrored, auto_augment)
     taught_by = None if teacher is None else load_teacher(teacher, dataset.class_names, preprocessing)
     if compile:
         net.compile(dynamic=False)  # the backward of symbolic sizes cannot be compiled
-    loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed)
     return run.go(
         ClassifyTask(net, dataset.class_names, optimisation, taught_by),
         train_part.loader(training_transform(preprocessing, augmentation), True, loading),

@@ -21,7 +21,7 @@ from dicenet.data.samples import LoaderSettings, evenly_spread
 from dicenet.data.transforms import Preprocessing
 from dicenet.engine.console import say, say_what_was_left_out, some
 from dicenet.engine.fit import check_device, make_trainer
-from dicenet.engine.run_folder import default_run_folder, new_run_folder
+from dicenet.engine.run_folder import check_free, default_run_folder, new_run_folder
 from dicenet.errors import ConfigError, DataError
 from dicenet.models.detection import DetectionNetwork
 from dicenet.tasks.arguments import default_workers
@@ -75,6 +75,8 @@ def evaluate(
     """
     check_device(device)
     thresholds = check_thresholds(score, nms)
+    check_free(out)
+    settings = LoaderSettings(batch_size, default_workers() if workers is None else workers)
     console = Console()
     net, preprocessing = load_detector(weights, img_size)
     dataset = open_detection_data(data)
@@ -82,8 +84,6 @@ def evaluate(
     order = _class_order(dataset.class_names, net, weights)
     names = class_names_of(net) if "label_names" in net.pretrained_cfg else dataset.class_names
     folder = new_run_folder(out, default_run_folder(TASK, "evaluate"))
-
-    settings = LoaderSettings(batch_size, default_workers() if workers is None else workers)
     trainer = make_trainer(
         accelerator=device,
         devices=1,

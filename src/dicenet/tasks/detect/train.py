@@ -171,6 +171,7 @@ def train(
     settings = FitSettings(
         epochs, ema, device, devices, strategy, check_precision(precision), accumulate, clip, seed, save_every
     )
+    loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed)
     L.seed_everything(check_seed(seed), verbose=False)
     run = Run(TASK, config, JUDGING, settings, out, resume)
 
@@ -195,7 +196,6 @@ def train(
             net.set_priors(replace(net.prior_settings, scales=None))
         _fit_priors(net, train_part, dataset.class_names, priors == "auto", run.console)
     preprocessing = Preprocessing.of(net.pretrained_cfg)
-    loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed)
     return run.go(
         DetectTask(net, dataset.class_names, optimisation),
         train_part.loader(training_box_transform(preprocessing, augmentation), True, loading),

@@ -17,7 +17,7 @@ from dicenet.data.samples import LoaderSettings, Sample, evenly_spread
 from dicenet.data.transforms import Preprocessing, evaluation_transform
 from dicenet.engine.console import say, say_what_was_left_out
 from dicenet.engine.fit import check_device, make_trainer
-from dicenet.engine.run_folder import default_run_folder, new_run_folder
+from dicenet.engine.run_folder import check_free, default_run_folder, new_run_folder
 from dicenet.errors import DataError
 from dicenet.models.network import Network
 from dicenet.tasks.arguments import default_workers
@@ -80,6 +80,8 @@ def evaluate(
     """
     check_device(device)
     limit = logit_threshold(threshold)
+    check_free(out)
+    settings = LoaderSettings(batch_size, default_workers() if workers is None else workers)
     console = Console()
     net, preprocessing = load_classifier(weights, TASK, img_size)
     dataset = open_multilabel_data(data, ignore_id, tracked(console))
@@ -87,8 +89,6 @@ def evaluate(
     names = class_names_of(net)
     split, part = dataset.evaluation_part(split)
     folder = new_run_folder(out, default_run_folder(TASK, "evaluate"))
-
-    settings = LoaderSettings(batch_size, default_workers() if workers is None else workers)
     trainer = make_trainer(
         accelerator=device,
         devices=1,

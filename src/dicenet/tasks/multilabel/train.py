@@ -20,6 +20,7 @@ from dicenet.tasks.arguments import default_workers, plain_arguments
 from dicenet.tasks.classifier import ClassifierOptimisation
 from dicenet.tasks.classifier_training import (
     augmentation_for,
+    check_batch,
     check_drop_rate,
     input_for,
     model_and_weights,
@@ -148,6 +149,7 @@ def train(
         lr_decay=lr_decay,
     )
     settings = FitSettings(epochs, ema, device, devices, strategy, precision, accumulate, clip, seed, save_every)
+    loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed)
     L.seed_everything(check_seed(seed), verbose=False)
     run = Run(TASK, config, JUDGING, settings, out, resume)
 
@@ -164,9 +166,9 @@ def train(
     if net is None:
         size, stem = input_for(partial(median_side, train_part), img_size, stem, weights, run.console)
         net = network_to_train(TASK, model, weights, names, in_chans, size, stem, drop_rate, run.console)
+    check_batch(net, len(train_part), batch_size)
     preprocessing = training_preprocessing(net, crop_mode="squash")
     augmentation = augmentation_for(net, augment, min_scale, hflip)
-    loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed)
     described = f"{net.architecture}, {len(names)} classes, input {net.input_size[0]}x{net.input_size[1]}"
     return run.go(
         MultilabelTask(net, names, optimisation, threshold),

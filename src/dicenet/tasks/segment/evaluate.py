@@ -20,7 +20,7 @@ from dicenet.data.segmentation import open_segmentation_data
 from dicenet.data.transforms import Preprocessing, Transform, evaluation_transform, to_tensor
 from dicenet.engine.console import say, say_what_was_left_out, some
 from dicenet.engine.fit import check_device, make_trainer
-from dicenet.engine.run_folder import default_run_folder, new_run_folder
+from dicenet.engine.run_folder import check_free, default_run_folder, new_run_folder
 from dicenet.errors import ConfigError, DataError
 from dicenet.models.segmentation import SegmentationNetwork
 from dicenet.tasks.arguments import default_workers
@@ -70,6 +70,8 @@ def evaluate(
     """
     check_device(device)
     check_mode(mode)
+    check_free(out)
+    settings = LoaderSettings(1 if mode == "sliding" else batch_size, default_workers() if workers is None else workers)
     console = Console()
     net, preprocessing = load_segmenter(weights, img_size)
     dataset = open_segmentation_data(data, ignore_id)
@@ -77,8 +79,6 @@ def evaluate(
     order = _class_order(dataset.class_names, net, weights)
     names = dataset.class_names if order is None else class_names_of(net)
     folder = new_run_folder(out, default_run_folder(TASK, "evaluate"))
-
-    settings = LoaderSettings(1 if mode == "sliding" else batch_size, default_workers() if workers is None else workers)
     trainer = make_trainer(
         accelerator=device,
         devices=1,

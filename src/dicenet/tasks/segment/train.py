@@ -167,6 +167,7 @@ def train(
         freeze_norms=freeze_norms,
     )
     settings = FitSettings(epochs, ema, device, devices, strategy, precision, accumulate, clip, seed, save_every)
+    loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed)
     L.seed_everything(check_seed(seed), verbose=False)
     run = Run(TASK, config, JUDGING, settings, out, resume)
 
@@ -193,7 +194,6 @@ def train(
         for size in {crop, preprocessing.input_size}:
             check_maps(net.backbone, net.architecture, (net.in_chans, *size))
     augmentation = MaskAugmentation(crop, min_scale, max_scale, hflip, color)
-    loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed)
     return run.go(
         SegmentTask(net, dataset.class_names, optimisation, loss_weights),
         train_part.loader(training_pair_transform(preprocessing, augmentation), True, loading),
