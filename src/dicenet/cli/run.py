@@ -129,7 +129,10 @@ def run(arguments: list[str], word_given: bool) -> int:
     except jsonargparse.ArgumentError as error:
         return _failed(_parser_message(error), debug)
     except StoppedError as error:
-        _failed(_one_line(error), debug)
+        from dicenet.engine.run_folder import process_rank
+
+        if process_rank() == 0:  # all processes stop alike
+            _failed(_one_line(error), debug)
         return 128 + signal.SIGTERM
     except DicenetError as error:
         return _failed(_one_line(error), debug)

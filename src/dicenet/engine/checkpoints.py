@@ -45,11 +45,14 @@ class LastCheckpoint(Checkpoint):
         self.path = path
         self.every = every
         self.stopping = False
+        self.group: Any = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Wait for SIGTERM, in place of Lightning, which stops at once. It puts the usual way back at the end."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._stop)
+        if trainer.world_size > 1:  # of its own and on the CPU: a question at each step must not wait for the device
+            self.group = torch.distributed.new_group(backend="gloo")
 
     def _stop(self, number: int, frame: Any) -> None:
         self.stopping = True
@@ -59,18 +62,18 @@ class LastCheckpoint(Checkpoint):
         """Whether any process was: all must stop behind the same step."""
         if trainer.world_size == 1:
             return self.stopping
-        asked = torch.tensor(int(self.stopping), device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        asked = torch.tensor(int(self.stopping))
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, self.group)
         return bool(asked)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time."""
-        stopping, batches = self._asked_to_stop(trainer), batch_idx + 1
+        batches = batch_idx + 1
         if batches % trainer.accumulate_grad_batches or batches >= trainer.num_training_batches:
             return
-        steps = batches // trainer.accumulate_grad_batches
+        stopping, steps = self._asked_to_stop(trainer), batches // trainer.accumulate_grad_batches
         if stopping or (self.every and steps % self.every == 0):
             self._save(trainer, pl_module)
         if stopping:

@@ -39,11 +39,15 @@ def check_device(device: str) -> str:
 
 
 def quiet_lightning() -> None:
-    """Keep Lightning's notes on hardware and tips out of the way; its warnings stay, but for two."""
+    """Keep Lightning's notes on hardware and tips out of the way; its warnings stay, but for some."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # it tells of a process that died, before it kills the others
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     # Lightning 2.6 uses a name that torch 2.14 deprecates; users can do nothing about it
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated", module=r"lightning\.pytorch")
+    # of depth-wise kernels: the strides of their dimension of one differ, their memory does not
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # our shards give each reading process its own part and know their length
     warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__`", module=r"lightning\.pytorch")
 
@@ -72,6 +76,15 @@ def _check_share(train: "DataLoader[Any]", processes: int) -> None:
             f"too few pictures to train on ({pictures}) for {processes} processes with batches of {batch}: "
             "give fewer --devices or a smaller --batch-size"
         )
+
+
+def _lost_another(error: RuntimeError) -> bool:
+    """Whether an error is of the exchange between processes: gloo's have no class of their own."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
+def _how_to_go_on(last: Path) -> str:
+    return f"go on with --resume {last.parent}" if last.exists() else "no checkpoint was written yet"
 
 
 @dataclass(frozen=True)
@@ -162,7 +175,7 @@ def fit(
     Raises:
         KeyboardInterrupt: Ctrl-C; the last checkpoint is kept.
         StoppedError: SIGTERM; a checkpoint of that moment is kept.
-        TrainingError: see the task; it names the last good checkpoint.
+        TrainingError: see the task, it names the last good checkpoint; or another of several processes ended.
     """
     run_callbacks: list[L.Callback] = [
         *callbacks,
@@ -200,6 +213,13 @@ def fit(
         if not last.exists():
             raise
         raise type(error)(f"{error}; the last good checkpoint is {last}") from error
+    except RuntimeError as error:
+        if trainer.world_size == 1 or not _lost_another(error):
+            raise
+        raise TrainingError(
+            f"another of the {trainer.world_size} processes ended or cannot be reached (its message is above, if it "
+            f"had one): {_how_to_go_on(last)}"
+        ) from error
     except SystemExit:
         if not trainer.interrupted:
             raise
