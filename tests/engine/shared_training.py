@@ -32,7 +32,7 @@ def freeze_norms(net):
             module.train = lambda mode=True, module=module: module
 
 
-def shared_training(folder, batch_size, processes=1, accumulate=1, epochs=2, frozen=True, callbacks=(), pictures=None):
+def shared_training(folder, batch_size, devices=1, accumulate=1, epochs=2, frozen=True, callbacks=(), pictures=None):
     """Train in a folder; ``batch_size`` is of a process. Returns the task."""
     L.seed_everything(7, verbose=False)
     data = open_classification_data("digits")
@@ -47,9 +47,8 @@ def shared_training(folder, batch_size, processes=1, accumulate=1, epochs=2, fro
         samples = SampleList(list(data.parts[part].samples)[:count], names)
         loaders.append(samples.loader(transform, train, LoaderSettings(batch_size, seed=7)))
     task = ClassifyTask(net, names, ClassifyOptimisation(lr=0.05, weight_decay=0.0, warmup=0.0))
-    strategy = "ddp" if processes > 1 else "auto"
-    settings = FitSettings(epochs, device="cpu", devices=processes, strategy=strategy, accumulate=accumulate, seed=7)
-    folder.mkdir(exist_ok=True)
+    settings = FitSettings(epochs, device="cpu", devices=devices, accumulate=accumulate, seed=7)
+    folder.mkdir(parents=True, exist_ok=True)
     fit(
         task,
         *loaders,
@@ -64,4 +63,4 @@ def shared_training(folder, batch_size, processes=1, accumulate=1, epochs=2, fro
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    shared_training(Path(sys.argv[1]), batch_size=int(sys.argv[2]), processes=int(sys.argv[3]))
+    shared_training(Path(sys.argv[1]), batch_size=int(sys.argv[2]), devices="auto")

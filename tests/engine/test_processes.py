@@ -3,6 +3,7 @@
 import csv
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,9 +14,11 @@ import pytest
 import torch
 from shared_training import JUDGED_BY, shared_training
 
+from dicenet.errors import ConfigError
+
 pytestmark = pytest.mark.filterwarnings("ignore:Found .* module.* in eval mode")  # the norms, see shared_training
 HERE = Path(__file__).parent
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 
 
 class Gradients(L.Callback):
@@ -56,21 +59,35 @@ def test_four_batches_of_32_make_the_step_of_128(tmp_path, frozen):
     assert difference < 1e-5 if frozen else difference > 1e-3
 
 
-def run_shared(folder, batch_size, processes):
-    command = [*TORCHRUN, f"--nproc-per-node={processes}", HERE / "shared_training.py", folder, batch_size, processes]
-    done = subprocess.run(
-        list(map(str, command)), env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
+def free_port():
+    with socket.socket() as unused:
+        unused.bind(("localhost", 0))
+        return unused.getsockname()[1]
+
+
+def run_shared(folder, batch_size, processes, machines):
+    """As on several machines, each with its own torchrun, which find each other by an address."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-id=test"]
+    torchrun += [f"--rdzv-endpoint=localhost:{free_port()}", f"--nnodes={machines}", "--local-addr=localhost"]
+    command = [*torchrun, f"--nproc-per-node={processes}", HERE / "shared_training.py", folder, batch_size]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True)
+        for _ in range(machines)
+    ]
+    for process in started:
+        words = process.communicate(timeout=600)[1]
+        assert process.returncode == 0, words
 
 
 @pytest.mark.parametrize(
-    "processes", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+    ("processes", "machines"),
+    [(2, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((3, 1), (4, 1), (2, 2)))],
 )
-def test_processes_make_the_steps_of_one(tmp_path, processes):
+def test_processes_make_the_steps_of_one(tmp_path, processes, machines):
     """The same batches together; every picture is judged once, though they are no multiple of the processes."""
     shared_training(tmp_path / "one", 24)
-    run_shared(tmp_path / "several", 24 // processes, processes)
+    run_shared(tmp_path / "several", 24 // (processes * machines), processes, machines)
     one, several = weights(tmp_path / "one"), weights(tmp_path / "several")
     assert one.keys() == several.keys()
     for name, value in one.items():
@@ -87,7 +104,7 @@ def test_processes_make_the_steps_of_one(tmp_path, processes):
 def test_one_that_is_killed_ends_the_others(tmp_path, dies):
     """At once, with a line that says how to go on; and the run goes on."""
     out = tmp_path / "run"
-    options = f"--model dicenet_010 --batch-size 16 --device cpu --devices 3 --strategy ddp --workers 0 --out {out}"
+    options = f"--model dicenet_010 --batch-size 16 --device cpu --workers 0 --out {out}"
     command = [*TORCHRUN, "--nproc-per-node=3", "-m", "dicenet_cli", "train", "classify", "--data", "digits"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (tmp_path / "words").open("w") as words:
@@ -106,6 +123,13 @@ def test_one_that_is_killed_ends_the_others(tmp_path, dies):
     )
     assert resumed.returncode == 0, resumed.stderr
     assert len(epochs(out)) == 1
+
+
+def test_torchrun_and_devices_that_contradict(monkeypatch, tmp_path):
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("LOCAL_WORLD_SIZE", "4"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="torchrun started 4 processes on this machine, --devices asks for 2"):
+        shared_training(tmp_path / "run", 24, devices=2)
 
 
 def rank_of(parent, rank):

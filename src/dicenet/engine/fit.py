@@ -1,6 +1,7 @@
 """Running a training: the Lightning trainer, checkpoints that are whole or absent, resume, and how it can end."""
 
 import logging
+import os
 import signal
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -66,6 +68,22 @@ def make_trainer(**arguments: Any) -> L.Trainer:
         raise ConfigError(" ".join(str(error).split())) from error
 
 
+def _processes(devices: int | str) -> dict[str, Any]:
+    """Arguments of the trainer that say how many processes there are: as asked, or as torchrun started them.
+
+    Raises:
+        ConfigError: torchrun started others than those that were asked for.
+    """
+    if not TorchElasticEnvironment.detect():
+        return {"devices": devices}
+    here, all_of_them = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    if str(devices) not in ("auto", str(here)):
+        raise ConfigError(
+            f"torchrun started {here} processes on this machine, --devices asks for {devices}: leave it out"
+        )
+    return {"devices": here, "num_nodes": all_of_them // here}
+
+
 def _check_share(train: "DataLoader[Any]", processes: int) -> None:
     """Raise DataError if a process would have no whole batch; Lightning would wait for it for ever."""
     if not isinstance(train, ResumableLoader) or processes == 1:
@@ -98,7 +116,7 @@ class FitSettings:
         device: auto, cpu, cuda or mps.
         accumulate: batches per optimiser step.
         clip: largest norm of the gradient; None: any.
-        devices, strategy, precision: Lightning's.
+        devices, strategy, precision: Lightning's; of processes that torchrun started devices are their number.
         seed: of the chance in training steps.
         save_every: optimiser steps from one checkpoint to the next within an epoch; 0: only behind each epoch.
     """
@@ -190,7 +208,7 @@ def fit(
         run_callbacks.append(RichProgressBar(leave=False))
     trainer = make_trainer(
         accelerator=check_device(settings.device),
-        devices=settings.devices,
+        **_processes(settings.devices),
         strategy=settings.strategy,
         precision=settings.precision,
         accumulate_grad_batches=settings.accumulate,
