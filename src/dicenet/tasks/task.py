@@ -140,6 +140,11 @@ class Task(L.LightningModule):
         """Whether there is something to learn from a batch."""
         return True
 
+    def running(self) -> dict[str, float]:
+        """What the epoch gave so far in this process, to be watched: ``train_loss``, once there is one."""
+        pictures = float(self.train_loss.weight)
+        return {"train_loss": float(self.train_loss.mean_value) / pictures} if pictures else {}
+
     # -- training
 
     def on_train_start(self) -> None:
