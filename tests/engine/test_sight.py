@@ -6,6 +6,7 @@ import re
 
 import lightning as L
 import pytest
+import timm
 import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,6 +20,8 @@ from dicenet.engine.console import duration, say_pairs
 from dicenet.engine.fit import FitSettings, fit
 from dicenet.engine.pace import TIMINGS, Pace, Remaining, advice
 from dicenet.engine.run_folder import METRICS
+from dicenet.tasks.classify.task import ClassifyOptimisation, ClassifyTask
+from dicenet.tasks.summary import summary
 
 COLUMNS = ("train_loss", "val_loss", "val_score")
 #: Seconds by hand: of reading a picture to train on, a training step, and judging a batch.
@@ -419,3 +422,46 @@ def test_pictures_of_loaders(clock, shared):
     settings = LoaderSettings(64)
     assert pictures_of(parts["train"].loader(None, True, settings)) == 50000
     assert pictures_of(parts["test"].loader(None, False, settings)) == 10000
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.2])
+def test_running_numbers_of_a_classifier(monkeypatch, mixup):
+    """Two batches of 3 and 1 pictures, 3 of 4 right; and the loss of the pictures, each counted once."""
+    net = timm.create_model("dicenet_010", num_classes=3, img_size=32, stem="small")
+    task = ClassifyTask(net, ["a", "b", "c"], ClassifyOptimisation(mixup=mixup))
+    assert task.running() == {}
+    logits = torch.tensor([[2.0, 0, 0], [0, 2.0, 0], [0, 0, 2.0], [0, 0, 2.0]])
+    target = torch.tensor([0, 1, 1, 2])
+    monkeypatch.setattr(task, "log", lambda *arguments, **options: None)
+    losses = []
+    for part in (slice(0, 3), slice(3, 4)):
+        monkeypatch.setattr(task, "logits", lambda images, part=part: logits[part].requires_grad_())
+        batch = {"errors": {}, "image": torch.zeros(len(logits[part]), 3, 32, 32), "target": target[part]}
+        losses += [float(task.training_step(batch, 0).detach())] * len(batch["image"])
+    task.training_step({"errors": {"x": "x cannot be read"}}, 2)
+    running = task.running()
+    assert running.pop("train_loss") == pytest.approx(sum(losses) / 4)
+    assert running == ({} if mixup else {"train_top1": 0.75})
+    task.on_train_epoch_start()
+    assert "train_top1" not in task.running()
+
+
+def test_summary(tmp_path):
+    """Of three epochs, the first of a table without the new columns."""
+    net = timm.create_model("dicenet_010", num_classes=3, img_size=32, stem="small")
+    (tmp_path / "best.safetensors").touch()
+    (tmp_path / "tensorboard").mkdir()
+    names = ("epoch", "train_loss", "val_score", "seconds", "pictures_per_second", "waiting")
+    values = [(1.0, 2.0, 0.5, 3600.0), (2.0, 1.0, 0.75, 60.0, 1e3, 0.2), (3.0, 0.5, 0.7, 2.4, 3e3, 0.1)]
+    table = [dict(zip(names, row, strict=False)) for row in values]
+    found = dict(summary(net, (50000, 100), table, "val_score", COLUMNS, tmp_path))
+    assert found == {
+        "network": f"dicenet_010, {sum(p.numel() for p in net.parameters()):,} parameters",
+        "pictures": "50,000 to train on, 100 to judge by",
+        "epochs": "3 in 1:01:02",
+        "best": "epoch 2  train_loss 1.0000  val_score 0.7500",
+        "last": "epoch 3  train_loss 0.5000  val_score 0.7000",
+        "speed": "2,000 pictures/s in training, 15% of its time waiting for them",
+        "files": f"{tmp_path}: best.safetensors, tensorboard/",
+    }
+    assert "speed" not in dict(summary(net, (1, 1), table[:1], "val_score", COLUMNS, tmp_path))
