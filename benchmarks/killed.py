@@ -23,6 +23,7 @@ import torch
 
 from dicenet.data.classification import open_classification_data
 from dicenet.engine.machine import machine, write_csv
+from dicenet.engine.pace import TIMINGS
 
 ARGUMENTS = {
     "model": "dicenet_010",
@@ -105,7 +106,7 @@ def compared(alone: Path, killed: Path) -> dict[str, Any]:
     tables = []
     for run in (alone, killed):
         with (run / "metrics.csv").open(newline="") as file:
-            tables.append([{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)])
+            tables.append([{k: v for k, v in row.items() if k not in TIMINGS} for row in csv.DictReader(file)])
     best = [(run / "best.safetensors").read_bytes() for run in (alone, killed)]
     print("different:", other[:5] or "nothing")
     return {

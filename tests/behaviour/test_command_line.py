@@ -24,6 +24,7 @@ from sklearn.datasets import load_digits
 
 import dicenet
 import dicenet_cli
+from dicenet.engine.pace import TIMINGS
 from dicenet.weights.files import read_checkpoint
 
 COMMAND = [sys.executable, "-m", "dicenet_cli"]
@@ -162,7 +163,7 @@ def test_a_run_leaves_what_it_should(trained, digits):
     assert files == RUN_FILES
     assert any((trained / "tensorboard").iterdir())
     (row,) = rows(trained)
-    assert set(row) == {"epoch", "step", "train_loss", "val_loss", "val_top1", "val_top5", "lr", "seconds"}
+    assert set(row) == {"epoch", "step", "train_loss", "val_loss", "val_top1", "val_top5", "lr", *TIMINGS}
     assert float(row["train_loss"]) > 0
     with Image.open(trained / "curves.png") as plot:
         assert min(plot.size) > 200

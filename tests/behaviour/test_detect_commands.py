@@ -13,6 +13,7 @@ from command_cases import RUN_FILES, rows, run
 from PIL import Image, ImageDraw
 
 import dicenet
+from dicenet.engine.pace import TIMINGS
 from dicenet.weights.files import read_checkpoint
 
 SIZE = (96, 64)
@@ -94,7 +95,7 @@ def test_a_run_leaves_what_it_should(trained):
     files = {p.name for p in trained.iterdir()}
     assert files == RUN_FILES
     (row,) = rows(trained)
-    assert set(row) == {"epoch", "step", "train_loss", "val_loss", "val_map50", "val_map", "lr", "seconds"}
+    assert set(row) == {"epoch", "step", "train_loss", "val_loss", "val_map50", "val_map", "lr", *TIMINGS}
     metadata = read_checkpoint(trained / "best.safetensors").metadata
     assert metadata["class_names"] == NAMES
     assert metadata["head"]["head"] == "espnet"

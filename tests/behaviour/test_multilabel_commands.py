@@ -16,6 +16,7 @@ from sklearn.metrics import f1_score
 
 import dicenet
 from dicenet.data.multilabel import open_multilabel_data
+from dicenet.engine.pace import TIMINGS
 from dicenet.tasks.multilabel import MultilabelTask
 from dicenet.weights.files import read_checkpoint
 
@@ -77,7 +78,7 @@ def test_a_run_leaves_what_it_should(learned):
     files = {p.name for p in learned.iterdir()}
     assert files == RUN_FILES
     scores = {"val_f1_overall", "val_f1_class", "val_map"}
-    assert set(rows(learned)[0]) == {"epoch", "step", "train_loss", "val_loss", *scores, "lr", "seconds"}
+    assert set(rows(learned)[0]) == {"epoch", "step", "train_loss", "val_loss", *scores, "lr", *TIMINGS}
     for file in ("best.safetensors", "last.ckpt"):
         metadata = read_checkpoint(learned / file).metadata
         assert (metadata["task"], metadata["class_names"]) == ("multilabel", NAMES)

@@ -15,6 +15,7 @@ from command_cases import RUN_FILES, rows, run
 from PIL import Image, ImageDraw
 
 import dicenet
+from dicenet.engine.pace import TIMINGS
 from dicenet.weights.files import read_checkpoint
 
 SIZE = (48, 32)
@@ -88,7 +89,7 @@ def test_a_run_leaves_what_it_should(trained):
     assert files == RUN_FILES
     (row,) = rows(trained)
     columns = {"train_loss", "val_loss", "val_mean_iou", "val_pixel_accuracy"}
-    assert set(row) == {"epoch", "step", *columns, "lr", "seconds"}
+    assert set(row) == {"epoch", "step", *columns, "lr", *TIMINGS}
     metadata = read_checkpoint(trained / "best.safetensors").metadata
     assert metadata["class_names"] == NAMES
     assert metadata["input_size"] == [32, 48]

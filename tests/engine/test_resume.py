@@ -13,6 +13,7 @@ import torch
 
 import dicenet
 from dicenet.engine import checkpoints
+from dicenet.engine.pace import TIMINGS
 from dicenet.tasks import classify
 
 #: Dropout, an average of weights, and steps of two batches: all that a checkpoint must keep. 18 batches an epoch.
@@ -36,7 +37,7 @@ def state(folder):
     """What the next step depends on, and the table of epochs without times."""
     checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
     with (folder / "metrics.csv").open(newline="") as file:
-        table = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+        table = [{k: v for k, v in row.items() if k not in TIMINGS} for row in csv.DictReader(file)]
     keys = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers", "global_step")
     return {key: checkpoint.get(key) for key in keys} | {"table": table}
 

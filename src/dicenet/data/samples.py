@@ -5,6 +5,7 @@ The sampler and the batches at the end serve classes, masks and boxes alike.
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -233,24 +234,37 @@ class ResumableLoader(DataLoader[Any]):
         data: as of torch's loader.
         order: what has ``epoch``, ``set_epoch`` and ``done``, the number of batches to begin behind.
         options: of torch's loader.
+
+    Attributes:
+        waited: seconds between asking for a batch and having it, of all batches so far, by ``clock``.
     """
 
     def __init__(self, data: Any, order: Any, **options: Any) -> None:
         super().__init__(data, generator=torch.Generator(), **options)  # of its own: torch draws a number from it
         self.order = order
         self.given = 0
+        self.clock: Callable[[], float] = time.monotonic
+        self.waited = 0.0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.given = self.order.done
+        asked = self.clock()
         for batch in super().__iter__():
+            self.waited += self.clock() - asked
             self.given += 1
             yield batch
+            asked = self.clock()
         self.order.set_epoch(self.order.epoch + 1)
         self.given = 0
 
+    @property
+    def in_shards(self) -> bool:
+        """Whether the pictures come in the order of files that hold many."""
+        return isinstance(self.dataset, IterableDataset)
+
     def _readers(self) -> dict[str, int]:
         """What the order depends on beside the seed: shards are shared out to those that read them."""
-        workers = {"workers": self.num_workers} if isinstance(self.dataset, IterableDataset) else {}
+        workers = {"workers": self.num_workers} if self.in_shards else {}
         return {"devices": process_share()[1], **workers}
 
     def state_dict(self) -> dict[str, Any]:
@@ -270,6 +284,12 @@ class ResumableLoader(DataLoader[Any]):
                     f"the run stopped within an epoch, which goes on with as many {name} only: resume it with "
                     f"--{name} {state.get(name)}, not with {number}"
                 )
+
+
+def pictures_of(loader: "DataLoader[Any]") -> int:
+    """How many pictures a loader of ours gives in all processes; in training less those of no whole batch."""
+    data: Any = loader.dataset
+    return data.pictures if hasattr(data, "pictures") else len(data)  # of shards the length is in batches
 
 
 def batches(

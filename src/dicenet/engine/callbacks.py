@@ -2,8 +2,8 @@
 
 import csv
 import io
-import time
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,11 @@ from rich.console import Console
 
 from dicenet.data.seeding import derived_seed, seed_chance
 from dicenet.engine.console import say
+from dicenet.engine.pace import TIMINGS, Pace, advice
 from dicenet.weights.files import write_bytes
+
+#: Digits that ``metrics.csv`` has of what depends on no metric.
+_DIGITS = {"lr": "6g", "seconds": "1f", "pictures_per_second": "1f", "waiting": "3f"}
 
 
 def _metrics(trainer: L.Trainer) -> dict[str, float]:
@@ -20,36 +24,41 @@ def _metrics(trainer: L.Trainer) -> dict[str, float]:
 
 
 class MetricsTable(L.Callback):
-    """Keeps ``metrics.csv``: one row per finished epoch. A resumed run goes on behind its last finished epoch."""
+    """Keeps ``metrics.csv``: one row per finished epoch, whose learning rate and times TensorBoard gets too.
 
-    def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
+    A resumed run goes on behind its last finished epoch. Columns of its table that are not known stay as they are, and
+    new ones are empty in the rows of before.
+
+    Args:
+        path: of the table.
+        columns: metrics that the task logs.
+        pace: measures the epochs.
+    """
+
+    def __init__(self, path: Path, columns: tuple[str, ...], pace: Pace) -> None:
         self.path = path
-        self.columns = ("epoch", "step", *columns, "lr", "seconds")
+        self.columns = ("epoch", "step", *columns, "lr", *TIMINGS)
+        self.pace = pace
         self.rows: list[dict[str, Any]] = []
-        self.started = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the rows of epochs that are finished; only now Lightning knows how many are. Start the clock."""
-        self.started = time.monotonic()  # Lightning says nothing of the start of an epoch that goes on
+        """Keep the rows of epochs that are finished; only now Lightning knows how many are."""
         if self.path.exists():
             with self.path.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= trainer.current_epoch]
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock of the epoch."""
-        self.started = time.monotonic()
+                table = csv.DictReader(file)
+                self.columns += tuple(name for name in table.fieldnames or () if name not in self.columns)
+                self.rows = [row for row in table if int(row["epoch"]) <= trainer.current_epoch]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the row of the epoch and write the table."""
         known = _metrics(trainer)
-        row: dict[str, Any] = {
-            "epoch": trainer.current_epoch + 1,
-            "step": trainer.global_step,
-            "lr": f"{trainer.optimizers[0].param_groups[0]['lr']:.6g}",
-            "seconds": f"{time.monotonic() - self.started:.1f}",
-        }
+        found = {"lr": float(trainer.optimizers[0].param_groups[0]["lr"]), **self.pace.timings()}
+        row: dict[str, Any] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         row |= {column: f"{known[column]:.6g}" for column in self.columns if column in known}
+        row |= {name: f"{value:.{_DIGITS[name]}}" for name, value in found.items()}
         self.rows.append(row)
+        for logger in trainer.loggers:  # at the step of what Lightning logs of the epoch
+            logger.log_metrics({name: float(row[name]) for name in found}, trainer.global_step - 1)
         if trainer.is_global_zero:
             text = io.StringIO()
             writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
@@ -145,28 +154,34 @@ class BestWeights(L.Callback):
         self.best = state_dict["best"]
 
 
-class EpochLines(L.Callback):
-    """Prints one line per epoch, which stays on the screen and in log files."""
+def figures_line(figures: Mapping[str, float], columns: Sequence[str]) -> str:
+    """Those of an epoch that are known, with their names."""
+    return "  ".join(f"{column} {figures[column]:.4f}" for column in columns if column in figures)
 
-    def __init__(self, console: Console, columns: tuple[str, ...]) -> None:
+
+class EpochLines(L.Callback):
+    """Prints one line per epoch, which stays on the screen and in log files, and once what would make it faster."""
+
+    def __init__(self, console: Console, columns: tuple[str, ...], pace: Pace) -> None:
         self.console = console
         self.columns = columns
-        self.started = 0.0
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock: Lightning says nothing of the start of an epoch that goes on."""
-        self.started = time.monotonic()
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock of the epoch."""
-        self.started = time.monotonic()
+        self.pace = pace
+        self.advised = False
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the line."""
         if not trainer.is_global_zero:
             return
-        known = _metrics(trainer)
-        words = [f"{column} {known[column]:.4f}" for column in self.columns if column in known]
-        seconds = time.monotonic() - self.started
-        epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        say(self.console, "  ".join([epoch, *words, f"{seconds:.0f} s"]))
+        timings = self.pace.timings()
+        words = [
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+            figures_line(_metrics(trainer), self.columns),
+            f"{timings['seconds']:.0f} s",
+        ]
+        if "waiting" in timings:
+            words.append(f"{timings['pictures_per_second']:.0f} pictures/s, {timings['waiting']:.0%} waiting")
+        say(self.console, "  ".join(filter(None, words)))
+        if not self.advised:
+            self.advised = True
+            if words_of_advice := advice(self.pace, trainer.train_dataloader, os.cpu_count() or 1):
+                say(self.console, words_of_advice)

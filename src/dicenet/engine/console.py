@@ -2,15 +2,41 @@
 
 from collections.abc import Mapping, Sequence
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 _SHOWN = 10
 
 
 def say(console: Console, text: str) -> None:
     """Print text as it is: brackets in names mean nothing, and long lines are not broken."""
-    text = text.encode("utf-8", "backslashreplace").decode()  # names of files may hold bytes that are no text
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    console.print(_printable(text), highlight=False, markup=False, soft_wrap=True)
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()  # names of files may hold bytes that are no text
+
+
+def say_pairs(console: Console, pairs: Sequence[tuple[str, str]]) -> None:
+    """Names and what they are: a table on a terminal, aligned lines elsewhere."""
+    if not console.is_terminal:
+        width = max(len(name) for name, _ in pairs)
+        for name, value in pairs:
+            say(console, f"{name:{width}}  {value}")
+        return
+    table = Table(box=box.HORIZONTALS, show_header=False)
+    for name, value in pairs:
+        table.add_row(Text(name, "bold"), Text(_printable(value)))
+    console.print(table)
+
+
+def duration(seconds: float) -> str:
+    """As 0:07, 12:34 or 1:02:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def some(names: Sequence[str]) -> str:

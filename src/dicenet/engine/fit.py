@@ -12,7 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import TorchElasticEnvironment
 from rich.console import Console
@@ -20,8 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dicenet.data.samples import ResumableLoader
+from dicenet.engine.bar import RunBar
 from dicenet.engine.callbacks import Chance, EpochLines, MetricsTable
 from dicenet.engine.checkpoints import LastCheckpoint, WholeCheckpoints
+from dicenet.engine.pace import Pace
 from dicenet.engine.run_folder import LAST, METRICS
 from dicenet.errors import ConfigError, DataError, TrainingError
 from dicenet.ops import flush_denormals
@@ -172,6 +174,7 @@ def fit(
     folder: Path,
     *,
     columns: tuple[str, ...],
+    score: str,
     callbacks: Sequence[L.Callback],
     console: Console,
     settings: FitSettings,
@@ -186,6 +189,7 @@ def fit(
         val: batches to judge by, after every epoch.
         folder: of the run: gets ``last.ckpt``, ``metrics.csv`` and TensorBoard logs.
         columns: metrics for the table and the line of each epoch.
+        score: the one of them that the bar on a terminal shows.
         callbacks: of the task, before those of the run.
         console: where words go.
         settings: how it is run.
@@ -195,17 +199,19 @@ def fit(
         StoppedError: SIGTERM; a checkpoint of that moment is kept.
         TrainingError: see the task, it names the last good checkpoint; or another of several processes ended.
     """
+    pace = Pace()
     run_callbacks: list[L.Callback] = [
         *callbacks,
-        MetricsTable(folder / METRICS, columns),
-        EpochLines(console, columns),
+        pace,
+        MetricsTable(folder / METRICS, columns, pace),
+        EpochLines(console, columns, pace),
         Chance(settings.seed),
         LastCheckpoint(folder / LAST, settings.save_every),
     ]
     if settings.ema:
         run_callbacks.append(WeightAveraging(multi_avg_fn=partial(moving_average, settings.ema)))
     if console.is_terminal:
-        run_callbacks.append(RichProgressBar(leave=False))
+        run_callbacks.append(RunBar(console, pace, score))
     trainer = make_trainer(
         accelerator=check_device(settings.device),
         **_processes(settings.devices),

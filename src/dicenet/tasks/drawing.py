@@ -114,7 +114,7 @@ def training_curves(rows: Sequence[dict[str, float]], score: str, score_label: s
     epochs = [row["epoch"] for row in rows]
     for name, label in (("train_loss", "training"), ("val_loss", "validation")):
         losses.plot(epochs, [row.get(name, float("nan")) for row in rows], marker="o", markersize=3, label=label)
-    losses.set(xlabel="epoch", ylabel="cross-entropy loss")
+    losses.set(xlabel="epoch", ylabel="loss")
     known = [row[name] for row in rows for name in ("train_loss", "val_loss") if row.get(name, 0) > 0]
     if known and max(known) > 50 * min(known):  # early validation can be far off: running statistics trail the weights
         losses.set_yscale("log")

@@ -80,7 +80,11 @@ def sparing_groups(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def loss_metric() -> MeanMetric:
-    """The mean of a loss over an epoch. What is no number stays in it: it must be noticed."""
+    """The mean of a loss over an epoch. What is no number stays in it: it must be noticed.
+
+    The mean of a batch is given to it once for each picture: torchmetrics 1.9 drops weights where it lets be what is no
+    number.
+    """
     return MeanMetric(nan_strategy="disable")
 
 
@@ -140,6 +144,11 @@ class Task(L.LightningModule):
         """Whether there is something to learn from a batch."""
         return True
 
+    def running(self) -> dict[str, float]:
+        """What the epoch gave so far in this process, to be watched: ``train_loss``, once there is one."""
+        pictures = float(self.train_loss.weight)
+        return {"train_loss": float(self.train_loss.mean_value) / pictures} if pictures else {}
+
     # -- training
 
     def on_train_start(self) -> None:
@@ -171,7 +180,7 @@ class Task(L.LightningModule):
         if readable:
             self.learned |= self.has_truth(batch)
             self._check_finite(loss, "loss")
-            self.train_loss.update(loss.detach(), len(batch["image"]))
+            self.train_loss.update(loss.detach().expand(len(batch["image"])))
             self.log("train_loss_step", loss, prog_bar=True)
         # by each process, also by one that could read nothing: it is summed over all at the end of the epoch
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True)

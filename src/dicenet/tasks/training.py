@@ -11,8 +11,9 @@ import lightning as L
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from dicenet.data.samples import pictures_of
 from dicenet.engine.callbacks import AtStart, BestWeights
-from dicenet.engine.console import say, say_what_was_left_out
+from dicenet.engine.console import say, say_pairs, say_what_was_left_out
 from dicenet.engine.fit import FitSettings, fit
 from dicenet.engine.run_folder import (
     BEST,
@@ -33,6 +34,7 @@ from dicenet.errors import ConfigError, WeightsError
 from dicenet.models.loading import AnyNetwork, load, save
 from dicenet.tasks.arguments import with_changes
 from dicenet.tasks.drawing import png, read_metrics, training_curves
+from dicenet.tasks.summary import summary
 from dicenet.tasks.task import Task
 from dicenet.weights.files import read_checkpoint, write_bytes
 
@@ -59,6 +61,11 @@ class Judging:
     score: str
     label: str
     columns: tuple[str, ...]
+
+    @property
+    def column(self) -> str:
+        """The one with the score."""
+        return f"val_{self.score}"
 
 
 class Progress(NamedTuple):
@@ -147,12 +154,13 @@ class Run:
             val,
             folder,
             columns=self.judging.columns,
+            score=self.judging.column,
             callbacks=callbacks,
             console=self.console,
             settings=self.settings,
         )
         if task.global_rank == 0:
-            self._finish(folder, task.bad_pictures)
+            self._finish(folder, task, (pictures_of(train), pictures_of(val)))
         return folder
 
     def _write_start(self, folder: Path) -> None:
@@ -162,10 +170,11 @@ class Run:
     def _new_folder(self) -> Path:
         return new_run_folder(self.out, default_run_folder(self.task, "train"))
 
-    def _finish(self, folder: Path, bad_pictures: Mapping[str, str]) -> None:
-        say_what_was_left_out(self.console, bad_pictures)
-        rows, column, label = read_metrics(folder / METRICS), f"val_{self.judging.score}", self.judging.label
+    def _finish(self, folder: Path, task: Task, pictures: tuple[int, int]) -> None:
+        say_what_was_left_out(self.console, task.bad_pictures)
+        rows, column, label = read_metrics(folder / METRICS), self.judging.column, self.judging.label
         write_bytes(folder / "curves.png", png(training_curves(rows, column, f"validation {label}")))
+        say_pairs(self.console, summary(task.net, pictures, rows, column, self.judging.columns, folder))
         best = max(rows, key=lambda row: row[column])
         say(
             self.console,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from torchvision.transforms import v2
 
@@ -78,6 +78,7 @@ class ClassifyTask(ClassifierTask):
         super().__init__(net, class_names, optimisation or ClassifyOptimisation())
         classes = len(self.class_names)
         self.mixing = mixing(self.optimisation, classes)
+        self.train_top1 = MeanMetric(nan_strategy="disable")
         self.teacher = teacher
         self.metrics = MetricCollection(
             {
@@ -92,12 +93,24 @@ class ClassifyTask(ClassifierTask):
         if self.teacher:
             self.teacher.to(self.device)
 
+    def on_train_epoch_start(self) -> None:
+        """Count anew what is right."""
+        self.train_top1.reset()
+
+    def running(self) -> dict[str, float]:
+        """Also ``train_top1``, a fraction of one of the pictures as they were augmented; not where they are mixed."""
+        pictures = float(self.train_top1.weight)
+        right = {"train_top1": float(self.train_top1.mean_value) / pictures} if pictures else {}
+        return {**super().running(), **right}
+
     def batch_loss(self, batch: dict[str, Any]) -> Tensor:
         """Mean cross-entropy with the classes, which may be mixed; and a part of it that a teacher gives."""
         o, images, target = self.optimisation, batch["image"], batch["target"]
         if self.mixing:
             images, target = self.mixing(images, target)
         logits = self.logits(images)
+        if not self.mixing:
+            self.train_top1.update((logits.detach().argmax(1) == target).float())
         loss = F.cross_entropy(logits, target, label_smoothing=o.label_smoothing)
         if self.teacher is None:
             return loss

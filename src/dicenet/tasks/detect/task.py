@@ -117,7 +117,7 @@ class DetectTask(PyramidTask):
         outputs, targets = self._outputs(batch), batch["target"]
         sizes = torch.stack([target["size"] for target in targets])
         wanted = [_without(target, target["crowd"]) for target in targets]
-        self.loss.update(self._loss(outputs, wanted, sizes.float()), len(targets))
+        self.loss.update(self._loss(outputs, wanted, sizes.float()).expand(len(targets)))
         limits = self.thresholds
         found = detections(*outputs, self.net.priors, [(h, w) for h, w in sizes.tolist()], limits.score, limits.nms)
         self.metrics.update(found, targets)

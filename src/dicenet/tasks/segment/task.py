@@ -97,7 +97,7 @@ class SegmentTask(PyramidTask):
             return torch.stack([sliding_labels(self.net, image, self.net.input_size) for image in batch["image"]])
         logits = self.net(batch["image"].contiguous(memory_format=torch.channels_last))
         small = [resized_labels(target, tuple(logits.shape[2:])) for target in batch["target"]]
-        self.loss.update(self._loss(logits, torch.stack(small).long()), len(logits))
+        self.loss.update(self._loss(logits, torch.stack(small).long()).expand(len(logits)))
         return logits.argmax(1)
 
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
