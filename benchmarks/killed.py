@@ -117,6 +117,14 @@ def compared(alone: Path, killed: Path) -> dict[str, Any]:
     }
 
 
+def recorded(path: Path) -> list[dict[str, Any]]:
+    """Rows of the table so far."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def main() -> None:
     """Run both, for each number of workers and processes."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -130,16 +138,17 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=["0:1", "2:1", "0:2"], help="workers:processes")
     parser.add_argument("--seed", type=int, default=1882)
     options = parser.parse_args()
-    pictures = options.folder / "pictures"
+    pictures = options.folder / f"pictures_{options.pictures}"
     if not pictures.exists():
         picture_folder(options.data, pictures, options.pictures)
-    rows = []
+    rows = recorded(options.out)
     for case in options.cases:
         workers, processes = map(int, case.split(":"))
         arguments = ARGUMENTS | {"data": pictures, "workers": workers, "devices": processes, "epochs": options.epochs}
         if processes > 1:
             arguments |= {"strategy": "ddp", "batch_size": ARGUMENTS["batch_size"] // processes}
-        alone, killed = (options.folder / f"{name}_{workers}_{processes}" for name in ("alone", "killed"))
+        case_name = f"{workers}_{processes}_{options.pictures}_{options.epochs}"
+        alone, killed = (options.folder / f"{name}_{case_name}" for name in ("alone", "killed"))
         shutil.rmtree(killed, ignore_errors=True)
         killed.with_suffix(".log").unlink(missing_ok=True)
         if not (alone / "curves.png").exists():

@@ -19,8 +19,8 @@ from dicenet.engine.fit import FitSettings, fit
 from dicenet.tasks.classifier_training import training_preprocessing
 from dicenet.tasks.classify.task import ClassifyOptimisation, ClassifyTask
 
-#: Neither is a multiple of any batch.
-TRAINED_ON, JUDGED_BY = 333, 101
+#: Neither is a multiple of any batch; with two processes one of them judges a batch more than the other.
+TRAINED_ON, JUDGED_BY = 333, 121
 COLUMNS = ("train_loss", "val_loss", "val_top1", "val_top5")
 
 

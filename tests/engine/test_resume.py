@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 import dicenet
+from dicenet.data.classification import open_classification_data
 from dicenet.engine import checkpoints
 from dicenet.engine.pace import TIMINGS
 from dicenet.tasks import classify
@@ -75,7 +77,7 @@ def whole(tmp_path_factory):
     return state(train(tmp_path_factory.mktemp("whole") / "run"))
 
 
-@pytest.mark.parametrize("saves", [1, 4, 6, 11])
+@pytest.mark.parametrize("saves", [1, 5, 6, 11])
 def test_cut_off_anywhere(whole, tmp_path, monkeypatch, saves):
     """Checkpoints come behind steps 2, 4, 6, 8 of 9 in an epoch, and behind the epoch: five an epoch."""
     with monkeypatch.context() as patch:
@@ -103,24 +105,26 @@ def test_cut_off_again_and_again_with_reading_processes(whole, tmp_path, monkeyp
     assert_same(state(tmp_path / "run"), whole)
 
 
-def test_the_last_good_checkpoint_is_named(tmp_path, monkeypatch):
-    """Weights that are ruined by a step are not saved, though its loss was finite."""
-    step = classify.ClassifyTask.on_train_batch_end
+@pytest.mark.parametrize("part", ["parameters", "buffers"])
+def test_the_last_good_checkpoint_is_named(tmp_path, monkeypatch, part):
+    """What a step ruins just before a save is not saved, though its loss was finite."""
+    step = classify.ClassifyTask.optimizer_step
 
-    def ruin(self, outputs, batch, batch_index):
-        if self.trainer.global_step == 6:
+    def ruin(self, *arguments, **options):
+        step(self, *arguments, **options)
+        if self.trainer.global_step == 3:  # counted behind the step: this is the fourth, and a save follows
             with torch.no_grad():
-                next(self.net.parameters())[0] = float("nan")
-        return step(self, outputs, batch, batch_index)
+                values = next(value for value in getattr(self.net, part)() if value.is_floating_point())
+                values[0] = float("nan")
 
-    # Lightning calls the hook of the module behind those of callbacks: the save of the next step sees it
-    monkeypatch.setattr(classify.ClassifyTask, "on_train_batch_end", ruin)
-    with pytest.raises(dicenet.TrainingError, match=r"became .* the last good checkpoint is .*last\.ckpt"):
+    monkeypatch.setattr(classify.ClassifyTask, "optimizer_step", ruin)
+    with pytest.raises(dicenet.TrainingError, match=r"^weights became .* the last good checkpoint is .*last\.ckpt"):
         train(tmp_path / "run", save_every=2, ema=0.0)
     kept = torch.load(tmp_path / "run/last.ckpt", weights_only=True)
+    assert kept["global_step"] == 2
     assert all(value.isfinite().all() for value in kept["state_dict"].values())
     monkeypatch.undo()
-    classify.train(resume=str(tmp_path / "run"))
+    classify.train(resume=str(tmp_path / "run"), epochs=1)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
@@ -128,7 +132,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 
     def full(file):
         calls.append(file)
-        if len(calls) > 6:
+        if len(calls) > 12:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         synced(file)
 
@@ -150,23 +154,102 @@ def options(**arguments):
     return [part for key, value in {**ARGUMENTS, **arguments}.items() for part in (f"--{key}", value)]
 
 
-def test_sigterm(whole, tmp_path):
-    """As of a scheduler that wants the machine: exit code 143, and the run goes on from that very step."""
+def send_sigterm(out, words, to_all, **arguments):
+    """Start a long run in a session of its own and send SIGTERM once it has a checkpoint; returns its exit code."""
+    with words.open("w") as file:
+        command = [sys.executable, "-m", "dicenet_cli", "train", "classify", "--data", "digits", "--out", out]
+        command += options(**arguments, save_every=1)
+        process = subprocess.Popen(list(map(str, command)), stdout=file, stderr=file, start_new_session=True)
+        deadline = time.monotonic() + 300
+        while not (out / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (os.killpg if to_all else os.kill)(process.pid, signal.SIGTERM)
+        return process.wait(300)
+
+
+@pytest.mark.parametrize(
+    ("to_all", "arguments"),
+    [
+        (False, {"workers": 0}),
+        (True, {"workers": 2}),
+        pytest.param(True, {"workers": 1, "devices": 2, "strategy": "ddp", "batch_size": 32}, marks=pytest.mark.slow),
+    ],
+)
+def test_sigterm(tmp_path, to_all, arguments):
+    """As of a scheduler that wants the machine, from one process or all of the job; the run goes on from that step.
+
+    Reading processes get it too, and several that train together must stop behind the same step.
+    """
+    arguments = {**arguments, "epochs": 2}
     out = tmp_path / "run"
-    process = start("--data", "digits", "--out", out, *options(workers=0, save_every=1, epochs=300))
-    deadline = time.monotonic() + 300
-    while not (out / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, words = process.communicate(timeout=300)
-    assert process.returncode == 128 + signal.SIGTERM, words
-    assert words.count("\n") == 1
-    assert f"go on with --resume {out}" in words
-    config = (out / "config.yaml").read_text()
-    (out / "config.yaml").write_text(config.replace("epochs: 300", "epochs: 3"))
-    # the schedule of three epochs is another than that of 300: only that it goes on is compared
-    classify.train(resume=str(out), epochs=3)
-    assert len((out / "metrics.csv").read_text().splitlines()) == 4
+    code = send_sigterm(out, tmp_path / "words", to_all, **arguments)
+    words = (tmp_path / "words").read_text()
+    assert code == 128 + signal.SIGTERM, words
+    assert "Traceback" not in words
+    assert words.count(f"go on with --resume {out}") == 1
+    metadata = dicenet.weights.files.read_checkpoint(out / "last.ckpt").metadata
+    assert (metadata["epochs"], metadata["batches"] > 0) in [(0, True), (1, True), (1, False)]
+    resumed = start("--resume", out)
+    said = resumed.communicate(timeout=600)[1]
+    assert resumed.returncode == 0, said
+    whole = start("--data", "digits", "--out", tmp_path / "whole", *options(**arguments))
+    said = whole.communicate(timeout=600)[1]
+    assert whole.returncode == 0, said
+    assert_same(state(out), state(tmp_path / "whole"))
+
+
+def test_a_second_sigterm_soon_after_is_the_same(tmp_path):
+    """torchrun passes on what the scheduler sent to all; one much later is of somebody who has no patience."""
+    callback = checkpoints.LastCheckpoint(tmp_path / "last.ckpt", 0)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        callback._stop(signal.SIGTERM, None)
+        callback._stop(signal.SIGTERM, None)
+        assert callback.stopping
+        caught = []
+        signal.signal(signal.SIGTERM, lambda *_: caught.append(1))
+        callback.asked -= checkpoints._IMPATIENT + 1
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "kill", lambda process, number: caught.append((process, number)))
+            callback._stop(signal.SIGTERM, None)
+        assert caught == [(os.getpid(), signal.SIGTERM)]
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def cut_off_within(tmp_path, monkeypatch, **arguments):
+    with monkeypatch.context() as patch:
+        cut_off(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "run", save_every=2, **arguments)
+    return tmp_path / "run"
+
+
+def test_other_pictures_cannot_end_an_epoch(tmp_path, monkeypatch):
+    """The order of other pictures is another; at the end of an epoch they may come."""
+    run = cut_off_within(tmp_path, monkeypatch)
+    small = tmp_path / "small"
+    digits = open_classification_data("digits")
+    for part, count in (("train", 300), ("val", 40)):
+        for sample in list(digits.parts[part].samples)[:count]:
+            place = small / part / digits.class_names[sample.target]
+            place.mkdir(parents=True, exist_ok=True)
+            sample.read().save(place / f"{Path(sample.name).name}.png")
+    with pytest.raises(
+        dicenet.ConfigError, match=r"within an epoch of 1167 pictures, .* 300: resume .* the same --data"
+    ):
+        classify.train(resume=str(run), data=str(small))
+    classify.train(resume=str(run), epochs=1)
+    classify.train(resume=str(run), data=str(small), epochs=2)
+    assert len((run / "metrics.csv").read_text().splitlines()) == 3
+
+
+def test_what_a_killed_run_was_writing_goes(tmp_path, monkeypatch):
+    run = cut_off_within(tmp_path, monkeypatch)
+    (run / ".last.ckpt.0123abcd.part").write_bytes(b"half")
+    classify.train(resume=str(run), epochs=1)
+    assert not list(run.glob(".*.part"))
 
 
 @pytest.mark.slow
@@ -174,15 +257,16 @@ def test_two_processes_cut_off(tmp_path):
     """Killed behind a checkpoint within an epoch, both go on to the weights of an undisturbed run of two."""
     two = {"workers": 0, "devices": 2, "strategy": "ddp", "batch_size": 32}
     done = start("--data", "digits", "--out", tmp_path / "whole", *options(**two))
-    assert done.wait(600) == 0, done.stderr.read()
+    said = done.communicate(timeout=600)[1]
+    assert done.returncode == 0, said
     out = tmp_path / "run"
     process = start("--data", "digits", "--out", out, *options(**two, save_every=2))
-    while not (out / "last.ckpt").exists() and process.poll() is None:
+    deadline = time.monotonic() + 300
+    while not (out / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
-    process.wait()
-    time.sleep(5)  # the second process notices that the first is gone
+    process.communicate(timeout=60)  # the second process, whose words end here, notices that the first is gone
     resumed = start("--resume", out)
-    _, words = resumed.communicate(timeout=600)
-    assert resumed.returncode == 0, words
+    said = resumed.communicate(timeout=600)[1]
+    assert resumed.returncode == 0, said
     assert_same(state(out), state(tmp_path / "whole"))

@@ -4,6 +4,7 @@ The sampler and the batches at the end serve classes, masks and boxes alike.
 """
 
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -87,7 +88,11 @@ class SampleList(Dataset[dict[str, Any]]):
 
 
 def quiet_worker(number: int) -> None:
-    """Start of a reading process: it says nothing of a main process that no longer listens, as after Ctrl-C."""
+    """Start of a reading process.
+
+    It says nothing of a main process that no longer listens, as after Ctrl-C. It goes on at the first SIGTERM: one that
+    is sent to all processes of a job is for the main one, which needs its readers until it has stopped.
+    """
     usual = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -95,6 +100,7 @@ def quiet_worker(number: int) -> None:
             usual(kind, error, trace)
 
     sys.excepthook = hook
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def evenly_spread(total: int, count: int) -> list[int]:
@@ -265,24 +271,27 @@ class ResumableLoader(DataLoader[Any]):
     def _readers(self) -> dict[str, int]:
         """What the order depends on beside the seed: shards are shared out to those that read them."""
         workers = {"workers": self.num_workers} if self.in_shards else {}
-        return {"devices": process_share()[1], **workers}
+        return {"pictures": self.order.pictures, "devices": process_share()[1], **workers}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
-        return {"epoch": self.order.epoch, "batches": self.given, **self._readers()}
+        return {"epoch": self.order.epoch, "batches": self.given, "of": len(self), **self._readers()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Begin where another loader stopped.
 
         Raises:
-            ConfigError: it stopped within an epoch that other processes cannot go on with.
+            ConfigError: it stopped within an epoch that other processes cannot go on with, or is of other pictures.
         """
         self.order.epoch, self.order.done = state["epoch"], state["batches"]
+        if not 0 < state["batches"] < state["of"]:
+            return
         for name, number in self._readers().items():
-            if 0 < state["batches"] < len(self) and state.get(name) != number:
+            if state.get(name) != number:
+                option = "the same --data" if name == "pictures" else f"--{name} {state.get(name)}"
                 raise ConfigError(
-                    f"the run stopped within an epoch, which goes on with as many {name} only: resume it with "
-                    f"--{name} {state.get(name)}, not with {number}"
+                    f"the run stopped within an epoch of {state.get(name)} {name}, which cannot go on with {number}: "
+                    f"resume it with {option}"
                 )
 
 

@@ -1,8 +1,10 @@
 """Checkpoints that are whole or absent, when they are written, and how SIGTERM ends a training."""
 
 import io
+import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from dicenet.errors import StoppedError, TrainingError
 from dicenet.weights.files import write_bytes
+
+#: Seconds behind SIGTERM from which on another one ends the training at once: before, it may be the same, sent by the
+#: scheduler and passed on by torchrun.
+_IMPATIENT = 5.0
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -45,6 +51,7 @@ class LastCheckpoint(Checkpoint):
         self.path = path
         self.every = every
         self.stopping = False
+        self.asked = 0.0
         self.group: Any = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -55,8 +62,11 @@ class LastCheckpoint(Checkpoint):
             self.group = torch.distributed.new_group(backend="gloo")
 
     def _stop(self, number: int, frame: Any) -> None:
-        self.stopping = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the second one ends it at once
+        if not self.stopping:
+            self.stopping, self.asked = True, time.monotonic()
+        elif time.monotonic() - self.asked > _IMPATIENT:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _asked_to_stop(self, trainer: L.Trainer) -> bool:
         """Whether any process was: all must stop behind the same step."""
@@ -86,7 +96,8 @@ class LastCheckpoint(Checkpoint):
             self._end(trainer, f"behind epoch {trainer.current_epoch + 1}")
 
     def _save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not all(parameter.isfinite().all() for parameter in pl_module.parameters()):
+        state = (*pl_module.parameters(), *pl_module.buffers())
+        if not all(tensor.isfinite().all() for tensor in state):
             raise TrainingError(
                 f"weights became infinite or no numbers in epoch {trainer.current_epoch + 1} before step "
                 f"{trainer.global_step}: use a smaller --lr or a longer --warmup"

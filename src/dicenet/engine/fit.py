@@ -23,6 +23,7 @@ from dicenet.data.samples import ResumableLoader
 from dicenet.engine.bar import RunBar
 from dicenet.engine.callbacks import Chance, EpochLines, MetricsTable
 from dicenet.engine.checkpoints import LastCheckpoint, WholeCheckpoints
+from dicenet.engine.console import say
 from dicenet.engine.pace import Pace
 from dicenet.engine.run_folder import LAST, METRICS
 from dicenet.errors import ConfigError, DataError, TrainingError
@@ -81,7 +82,8 @@ def _processes(devices: int | str) -> dict[str, Any]:
     here, all_of_them = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     if str(devices) not in ("auto", str(here)):
         raise ConfigError(
-            f"torchrun started {here} processes on this machine, --devices asks for {devices}: leave it out"
+            f"torchrun started {here} processes on this machine, --devices or the recipe asks for {devices}: give "
+            "--devices auto"
         )
     return {"devices": here, "num_nodes": all_of_them // here}
 
@@ -105,6 +107,14 @@ def _lost_another(error: RuntimeError) -> bool:
 
 def _how_to_go_on(last: Path) -> str:
     return f"go on with --resume {last.parent}" if last.exists() else "no checkpoint was written yet"
+
+
+def _say_batch(console: Console, train: "DataLoader[Any]", processes: int, accumulate: int) -> None:
+    """Say how many pictures a step is of, where it is not those of one batch: learning rates are chosen for it."""
+    if isinstance(train, ResumableLoader) and processes * accumulate > 1:
+        batch = train.order.batch_size
+        parts = f"batches of {batch} x {processes} processes x {accumulate} for each step"
+        say(console, f"{parts}: {batch * processes * accumulate} pictures a step")
 
 
 @dataclass(frozen=True)
@@ -230,6 +240,7 @@ def fit(
         log_every_n_steps=min(10, len(train)),
     )
     _check_share(train, trainer.world_size)
+    _say_batch(console, train, trainer.world_size, settings.accumulate)
     last = folder / LAST
     try:
         trainer.fit(task, train, val, ckpt_path=str(last) if last.exists() else None, weights_only=True)
@@ -242,7 +253,7 @@ def fit(
             raise
         raise TrainingError(
             f"another of the {trainer.world_size} processes ended or cannot be reached (its message is above, if it "
-            f"had one): {_how_to_go_on(last)}"
+            f"had one; here it is: {str(error).splitlines()[0]}): {_how_to_go_on(last)}"
         ) from error
     except SystemExit:
         if not trainer.interrupted:

@@ -37,6 +37,8 @@ class Pace(L.Callback):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.started = clock()
+        #: Seconds of the epoch in the run that was cut off.
+        self.before = 0.0
         self.batches = self.pictures = self.judged = 0
         self.trained = self.waited = 0.0
         self.judging_since: float | None = None
@@ -57,6 +59,14 @@ class Pace(L.Callback):
         self.to_judge = int(sum(trainer.num_val_batches))
         self.epochs = int(trainer.max_epochs or 1) - trainer.current_epoch - 1
 
+    def state_dict(self) -> dict[str, Any]:
+        """How long the epoch took so far."""
+        return {"seconds": self.timings()["seconds"]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on from there."""
+        self.before = state_dict["seconds"]
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin: Lightning says nothing of the start of an epoch that goes on."""
         self._begin(trainer)
@@ -64,6 +74,7 @@ class Pace(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin an epoch."""
         self._begin(trainer)
+        self.before = 0.0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -108,7 +119,7 @@ class Pace(L.Callback):
 
         Seconds are of the whole epoch; the others leave out validation, and are absent before the first step.
         """
-        seconds = {"seconds": self.clock() - self.started}
+        seconds = {"seconds": self.before + self.clock() - self.started}
         if not self.trained:
             return seconds
         return {**seconds, "pictures_per_second": self.pictures / self.trained, "waiting": self.waited / self.trained}

@@ -49,8 +49,8 @@ def new_run_folder(out: str | Path | None, default: Path) -> Path:
 
 
 def process_rank() -> int:
-    """Number of this process among those that train together, from 0; set by Lightning or torchrun."""
-    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0)
+    """Number of this process among those that train together, from 0; set by torchrun, Lightning or SLURM."""
+    return int(next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if os.environ.get(name)), 0))
 
 
 def check_free(out: str | Path | None) -> None:
@@ -121,6 +121,13 @@ def check_unchanged(
             raise ConfigError(
                 f"cannot change {key} from {before} to {value} in a resumed run, only {', '.join(changeable)}: {advice}"
             )
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed run left of files that it was writing."""
+    if process_rank() == 0:
+        for file in folder.glob(".*.part"):
+            file.unlink(missing_ok=True)
 
 
 def resumed_folder(path: str | Path) -> Path:

@@ -165,11 +165,15 @@ class Task(L.LightningModule):
 
     def on_train_end(self) -> None:
         """Learn which pictures the other processes could not read."""
-        if self.trainer.world_size > 1:
-            found: list[dict[str, str]] = [{} for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(found, self.bad_pictures)
-            for bad in found:
-                self.bad_pictures.update(bad)
+        self.bad_pictures = self._of_all()[0]
+
+    def _of_all(self) -> tuple[dict[str, str], bool]:
+        """Pictures that any process could not read, and whether any learned from one."""
+        if self.trainer.world_size == 1:
+            return dict(self.bad_pictures), self.learned
+        found: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(found, (self.bad_pictures, self.learned))
+        return {name: why for bad, _ in found for name, why in bad.items()}, any(learned for _, learned in found)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Loss of a batch. Raises TrainingError when it is no longer finite."""
@@ -233,10 +237,11 @@ class Task(L.LightningModule):
         )
         # each process has seen other pictures: the first goes on with the sum
         loss = torch.stack([self.train_loss.mean_value, self.train_loss.weight]) * within
+        bad_pictures, learned = self._of_all()
         checkpoint[_EPOCH] = {
             "train_loss": self.trainer.strategy.reduce(loss, reduce_op="sum").tolist(),
-            "learned": self.learned,
-            "bad_pictures": dict(self.bad_pictures),
+            "learned": learned,
+            "bad_pictures": bad_pictures,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

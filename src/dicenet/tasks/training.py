@@ -28,6 +28,7 @@ from dicenet.engine.run_folder import (
     read_config,
     record_start,
     resumed_folder,
+    sweep,
     write_config,
 )
 from dicenet.errors import ConfigError, WeightsError
@@ -133,6 +134,7 @@ class Run:
         say(self.console, f"{described}; run folder {folder}")
         epochs = self.settings.epochs
         if self.resume is not None:
+            sweep(folder)
             within = f" and {done.batches} of {len(train)} batches" if done.batches else ""
             words = f"resuming behind epoch {done.epochs} of {epochs}{within}"
             say(self.console, words if any(done) else "no checkpoint was written: anew")

@@ -42,6 +42,17 @@ _PREFIXES = ("module.", "_orig_mod.", "net.", "model.")
 _TORCH_MARKS = (b"PK", b"\x80")
 
 
+def _sync_folder(folder: Path) -> None:
+    """Have the new name of a file on disk too."""
+    if os.name != "posix":  # elsewhere folders cannot be opened
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that gets its name when the block ends well and vanishes when it does not.
@@ -57,6 +68,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise DicenetError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
