@@ -60,6 +60,8 @@ class Pictures(torch.utils.data.Dataset):
 class Line(L.LightningModule):
     """A parameter that is pulled to the pictures' mean."""
 
+    SMALLER = "smaller pictures"
+
     def __init__(self, clock):
         super().__init__()
         self.value = torch.nn.Parameter(torch.zeros(1))
@@ -376,16 +378,22 @@ class Reader:
 @pytest.mark.parametrize(
     ("share", "waited", "workers", "shards", "words"),
     [
-        (0.38, 60, 1, False, r"^38% of the training time .*: try more --workers than 1 \(there are 4 cores\), or pict"),
+        (
+            0.38,
+            60,
+            1,
+            False,
+            r"^38% of the training time .*: try more --workers than 1 \(there are 4 cores\), or smaller pictures$",
+        ),
         (0.38, 60, 1, True, r"than 1 \(there are 4 cores\)$"),
-        (0.38, 60, 4, False, r"try pictures in shards"),
+        (0.38, 60, 4, False, r"try smaller pictures$"),
         (0.38, 60, 4, True, None),
         (0.19, 60, 1, False, None),
         (0.38, 9, 1, False, None),
     ],
 )
 def test_advice(share, waited, workers, shards, words):
-    said = advice(Waiting(share, waited), Reader(workers, shards), 4)
+    said = advice(Waiting(share, waited), Reader(workers, shards), 4, "smaller pictures")
     assert said is None if words is None else re.search(words, said)
 
 

@@ -183,5 +183,5 @@ class EpochLines(L.Callback):
         say(self.console, "  ".join(filter(None, words)))
         if not self.advised:
             self.advised = True
-            if words_of_advice := advice(self.pace, trainer.train_dataloader, os.cpu_count() or 1):
+            if words_of_advice := advice(self.pace, trainer.train_dataloader, os.cpu_count() or 1, pl_module.SMALLER):
                 say(self.console, words_of_advice)

@@ -133,13 +133,14 @@ class Pace(L.Callback):
         return Remaining(epoch, epoch + self.epochs * (self.of_epoch * self.per_batch + self.judging))
 
 
-def advice(pace: Pace, loader: Any, cores: int) -> str | None:
+def advice(pace: Pace, loader: Any, cores: int, smaller: str) -> str | None:
     """What helps a training that waits long for pictures, in a line; None where it does not, or nothing would help.
 
     Args:
         pace: of an epoch.
         loader: what it waited for, see :class:`dicenet.data.samples.ResumableLoader`.
         cores: of the machine.
+        smaller: what makes reading itself faster, if the pictures do not come in shards.
     """
     share = pace.timings().get("waiting", 0.0)
     if share < _MUCH or pace.waited < _LONG:
@@ -148,5 +149,5 @@ def advice(pace: Pace, loader: Any, cores: int) -> str | None:
     if loader.num_workers < cores:
         ways.append(f"more --workers than {loader.num_workers} (there are {cores} cores)")
     if not loader.in_shards:
-        ways.append("pictures in shards, made smaller before if they are large")
+        ways.append(smaller)
     return f"{share:.0%} of the training time went by waiting for pictures: try {', or '.join(ways)}" if ways else None

@@ -110,6 +110,8 @@ class Task(L.LightningModule):
 
     #: How pictures are from which nothing can be learned.
     WITHOUT_TRUTH = "there are none"
+    #: What helps where pictures come too slowly.
+    SMALLER = "pictures made smaller before, if they are large"
 
     def __init__(self, net: AnyNetwork, class_names: Sequence[str], optimisation: Optimisation) -> None:
         super().__init__()

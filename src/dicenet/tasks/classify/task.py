@@ -66,6 +66,8 @@ class ClassifyTask(ClassifierTask):
         teacher: of its answers the network learns, too.
     """
 
+    SMALLER = "shards of smaller pictures (dicenet prepare classify --resize)"
+
     optimisation: ClassifyOptimisation
 
     def __init__(
