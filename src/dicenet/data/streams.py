@@ -107,6 +107,8 @@ def items_of(address: Address, read: Read[T]) -> Iterator[T]:
                     yield item
             return
         except _FAULTS as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it is the server's answer
             failed = 1 if given > before else failed + 1
             if isinstance(address, Path) or failed >= TRIES or _lasting(error):
                 raise _refusal(address, error, failed) from error
