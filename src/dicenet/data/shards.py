@@ -6,6 +6,7 @@ They are read as streams: of a shard no more than a sample is in memory at a tim
 import json
 import math
 import random
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,7 @@ from dicenet.data.transforms import Transform
 from dicenet.errors import DataError
 
 _PATTERNS = ("*.tar", "*.tar.gz", "*.tgz")
+_TAR_NAME = re.compile(r"[\w.-]+\.(?:tar\.gz|tgz|tar)\b")
 _SHUFFLE_BUFFER = 5000
 #: Counts of samples per shard; spares reading every shard once.
 SIZES_FILE = "sizes.json"
@@ -44,6 +46,14 @@ SIZES_FILE = "sizes.json"
 def shard_files(path: Path) -> list[Path]:
     """The shards in a folder, in order of their names."""
     return sorted({file for pattern in _PATTERNS for file in path.glob(pattern)}) if path.is_dir() else []
+
+
+def shard_name(shard: Address) -> str:
+    """Name of a shard without where it lies: the same picture has the same augmentation from everywhere."""
+    if isinstance(shard, Path):
+        return shard.name
+    names = _TAR_NAME.findall(shard)
+    return names[-1] if names else shard.rpartition("/")[2]
 
 
 def _count_samples(shard: Path) -> int:
@@ -80,7 +90,7 @@ def shard_counts(shards: Sequence[Address]) -> list[int]:
         folder = beside(shard, "")
         if folder not in known:
             known[folder] = _known_sizes(shard)
-        name = str(shard).rpartition("/")[2] if isinstance(shard, str) else shard.name
+        name = shard_name(shard)
         if name in known[folder]:
             counts.append(known[folder][name])
         elif isinstance(shard, Path):
@@ -90,11 +100,16 @@ def shard_counts(shards: Sequence[Address]) -> list[int]:
     return counts
 
 
+def _picture_key(item: dict[str, Any]) -> str | None:
+    """Which of a sample's files is its picture; None if it has none, or no class."""
+    return next((suffix[1:] for suffix in SUFFIXES if suffix[1:] in item and "cls" in item), None)
+
+
 def _sample(item: dict[str, Any]) -> Sample:
     """What webdataset read: the picture's bytes, the class as text."""
-    name = f"{Path(item['__url__']).name}:{item['__key__']}"
-    key = next((suffix[1:] for suffix in SUFFIXES if suffix[1:] in item), None)
-    if key is None or "cls" not in item:
+    name = f"{item['__url__']}:{item['__key__']}"
+    key = _picture_key(item)
+    if key is None:
         raise DataError(f"{name}: a sample needs a picture and a .cls file, it has {sorted(item)}")
     text = item["cls"].decode(errors="replace").strip()
     if not text.isdecimal():
@@ -104,17 +119,23 @@ def _sample(item: dict[str, Any]) -> Sample:
 
 def _items(stream: IO[bytes], shard: Address, count: int) -> Iterator[dict[str, Any]]:
     """What webdataset reads from an open shard: one sample at a time, as many as there should be."""
-    found = 0
+    found, lacking = 0, None
     try:
-        for item in group_by_keys(tar_file_expander([{"url": str(shard), "stream": stream}])):
+        for item in group_by_keys(tar_file_expander([{"url": shard_name(shard), "stream": stream}])):
             found += 1
             if found > count:
                 raise DataError(
                     f"shard {shard} holds more than {count} samples, the number in {SIZES_FILE} or a manifest"
                 )
-            yield item
+            if lacking is not None:
+                yield lacking
+            lacking = item if _picture_key(item) is None else None
+            if lacking is None:
+                yield item
     except ValueError as error:  # a name that is there twice
         raise DataError(f"shard {shard}: {error.args[0]}") from error
+    if lacking is not None:  # at the end it may have been cut off between the files of a sample
+        raise EOFError(f"its last sample needs a picture and a .cls file, it has {sorted(lacking)}")
     if found < count:
         raise EOFError(f"it ended after {found} of {count} samples")
 

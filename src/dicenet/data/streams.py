@@ -54,7 +54,7 @@ def below(base: str, name: str) -> str:
         DataError: webdataset knows no such scheme, or a command has no ``{}``.
     """
     scheme = base.partition(":")[0]
-    if scheme not in gopen_schemes or scheme.startswith("_"):
+    if scheme != "file" and (scheme not in gopen_schemes or scheme.startswith("_")):
         raise DataError(f"{base}: {scheme} is no scheme that can be read: https://, or pipe: with a command")
     if _PLACE in base:
         return base.replace(_PLACE, name)
