@@ -71,7 +71,7 @@ def from_shards(folder: Path) -> Callable[[], Iterator[Sample]]:
 
 
 def drafted(folder: Path, side: int, enlarged: bool = False) -> Callable[[], Iterator[Sample]]:
-    """From files, decoded at a size of which both sides are no less than ``side``; enlarged to what they were or not."""
+    """From files, decoded at a size of which both sides are no less than ``side``; enlarged again if asked."""
 
     def read(file: str) -> Image.Image:
         with Image.open(io.BytesIO(Path(file).read_bytes())) as picture:
