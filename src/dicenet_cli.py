@@ -6,13 +6,15 @@ It lies outside the package because importing the package imports torch, which t
 import sys
 
 TASKS = ("classify", "multilabel", "segment", "detect")
+PREPARED = ("classify",)
 BENCHMARKS = ("latency", "training")
 PAPER = ("1", "2", "3", "4", "5", "6", "7", "claims", "figure1b", "figure2", "figure4", "figure7", "figure8")
 #: How the help calls the word behind a verb, and what messages call it, by what it may be.
-WORDS = {TASKS: ("TASK", "task"), BENCHMARKS: ("WHAT", "benchmark"), PAPER: ("N", "table")}
+WORDS = {TASKS: ("TASK", "task"), PREPARED: ("TASK", "task"), BENCHMARKS: ("WHAT", "benchmark"), PAPER: ("N", "table")}
 #: Verb, the words that may follow it (one must, if there are any), and what it does.
 VERBS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("models", (), "list the networks with their parameters and multiply-adds"),
+    ("prepare", PREPARED, "write pictures as shards, for large data sets"),
     ("train", TASKS, "train a network on pictures"),
     ("evaluate", TASKS, "judge a trained network on pictures of known classes"),
     ("predict", TASKS, "use a trained network on pictures"),
@@ -24,7 +26,8 @@ VERBS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 
 
 def _with_label(verb: str, words: tuple[str, ...]) -> str:
-    return f"{verb} {WORDS[words][0]}" if words else verb
+    label = words[0] if len(words) == 1 else WORDS[words][0] if words else ""
+    return f"{verb} {label}".strip()
 
 
 def _choices(words: tuple[str, ...]) -> str:
@@ -35,7 +38,7 @@ def usage() -> str:
     """What ``dicenet --help`` prints."""
     width = max(len(_with_label(verb, words)) for verb, words, _ in VERBS) + 2
     verbs = "\n".join(f"  {_with_label(verb, words):<{width}}{text}" for verb, words, text in VERBS)
-    choices = "\n".join(map(_choices, WORDS))
+    choices = "\n".join(_choices(words) for words in WORDS if len(words) > 1)
     return (
         "usage: dicenet [--help] [--version] VERB [WORD] [OPTIONS]\n\n"
         "Small, fast convolutional networks made of dimension-wise convolutions (DiCENet).\n\n"

@@ -9,20 +9,20 @@ import torch
 
 from dicenet.data.arrays import DIGITS, cifar_root, read_cifar, read_digits
 from dicenet.data.image_folder import is_image_folder, read_image_folder
+from dicenet.data.manifest import UNFINISHED_FILE
+from dicenet.data.parts import CLASSES_FILE, PART_FOLDERS, read_names
 from dicenet.data.pictures import is_picture
 from dicenet.data.samples import Part, SampleList
+from dicenet.data.shard_sets import is_pattern, open_pattern, open_remote
 from dicenet.data.shards import Shards, shard_files
+from dicenet.data.streams import is_remote
 from dicenet.errors import ConfigError, DataError
 
-#: Names that folders of the parts have in the field, the usual one first.
-PART_FOLDERS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 #: Data sets whose median side is below this get their own size and the small stem.
 SMALL_SIDE = 64
 _SMALLEST_INPUT = 32
+#: Layouts, as messages call them.
+SHARDS, CLASS_FOLDERS = "WebDataset shards", "one folder per class"
 _MEASURED_PICTURES = 64
 
 
@@ -75,30 +75,17 @@ def _part_folder(path: Path, part: str) -> Path | None:
 
 def _shard_class_names(path: Path) -> list[str]:
     for folder in (path, path.parent):
-        if (folder / "classes.txt").exists():
-            return read_names(folder / "classes.txt")
-    raise DataError(f"{path} holds shards but no classes.txt: write one with the name of class n in line n")
-
-
-def read_names(path: Path) -> list[str]:
-    """Names of classes, one in each line. Raises DataError if one is there twice, or it is no text."""
-    try:
-        names = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error.reason}") from error
-    if not all(name.strip() for name in names):
-        raise DataError(f"{path} has an empty line: each line must name a class")
-    if len(set(names)) != len(names):
-        raise DataError(f"{path} names a class twice: each line must be another")
-    return names
+        if (folder / CLASSES_FILE).exists():
+            return read_names(folder / CLASSES_FILE)
+    raise DataError(f"{path} holds shards but no {CLASSES_FILE}: write one with the name of class n in line n")
 
 
 def _read_folder(folder: Path, class_names: Sequence[str] | None = None) -> tuple[str, Part] | None:
     """One part, in whatever layout it is; None if it is in none."""
     if files := shard_files(folder):
-        return "WebDataset shards", Shards(files, _shard_class_names(folder))
+        return SHARDS, Shards(files, _shard_class_names(folder))
     if is_image_folder(folder):
-        return "one folder per class", read_image_folder(folder, class_names)
+        return CLASS_FOLDERS, read_image_folder(folder, class_names)
     return None
 
 
@@ -106,18 +93,45 @@ def open_classification_data(path: str) -> ClassificationData:
     """Open the data set at ``path``, or the embedded one called ``digits``.
 
     Recognised: folders ``train``, ``val``, ``test`` (or only some) of class folders or of WebDataset shards;
-    one level of class folders or shards; torchvision's CIFAR-10 and CIFAR-100.
+    one level of class folders or shards; torchvision's CIFAR-10 and CIFAR-100; a URL or a command (``pipe:``) that
+    gives the files of a folder that ``dicenet prepare`` wrote; a pattern of shards, see
+    :mod:`dicenet.data.shard_sets`.
 
     Raises:
         DataError: it does not exist, is empty, is in no known layout, or its parts differ in their classes.
     """
-    if path == DIGITS and not Path(path).exists():
-        return ClassificationData(path, "scikit-learn's digits", dict(read_digits()))
     root = Path(path)
     if not root.exists():
+        if path == DIGITS:
+            return ClassificationData(path, "scikit-learn's digits", dict(read_digits()))
+        if is_pattern(path):
+            return _with_classes(ClassificationData(path, SHARDS, dict(open_pattern(path))))
+        if is_remote(path):
+            return _with_classes(ClassificationData(path, SHARDS, dict(open_remote(path))))
         raise DataError(f"data path {path} does not exist (the embedded set is called {DIGITS!r})")
+    return _with_classes(_open_folder(root, path))
+
+
+def _with_classes(data: ClassificationData) -> ClassificationData:
+    """The data set, if its parts have the same classes, two at least; else DataError."""
+    names = {part: list(part_data.class_names) for part, part_data in data.parts.items()}
+    first, *others = names
+    for other in others:
+        if difference := set(names[first]) ^ set(names[other]):
+            raise DataError(
+                f"{data.path}: parts {first} and {other} differ in classes {', '.join(sorted(difference)[:5])}"
+            )
+    if len(names[first]) < 2:
+        raise DataError(f"{data.path} has one class only ({names[first][0]}): a classifier needs two at least")
+    return data
+
+
+def _open_folder(root: Path, path: str) -> ClassificationData:
+    """A local data set, which messages call ``path``."""
     if not root.is_dir():
         raise DataError(f"data path {path} is a file: give the folder of a data set")
+    if (root / UNFINISHED_FILE).exists():
+        raise DataError(f"{path} is not finished: run the 'dicenet prepare' that began it again, it goes on")
     if cifar := cifar_root(root):
         return ClassificationData(path, "torchvision's CIFAR", dict(read_cifar(cifar)))
 
@@ -141,13 +155,6 @@ def open_classification_data(path: str) -> ClassificationData:
             f"data path {path} {content}: it needs one folder of pictures per class, or folders train and val (or "
             "test) of these or of .tar shards with classes.txt"
         )
-    names = {part: list(data.class_names) for part, data in parts.items()}
-    first, *others = names
-    for other in others:
-        if difference := set(names[first]) ^ set(names[other]):
-            raise DataError(f"{path}: parts {first} and {other} differ in classes {', '.join(sorted(difference)[:5])}")
-    if len(names[first]) < 2:
-        raise DataError(f"{path} has one class only ({names[first][0]}): a classifier needs two at least")
     return ClassificationData(path, layout, parts)
 
 

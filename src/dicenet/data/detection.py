@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from dicenet.classes import VOC_OBJECTS
 from dicenet.data.boxes import BoxedPictures
-from dicenet.data.classification import PART_FOLDERS, read_names
 from dicenet.data.coco_boxes import read_coco_part
+from dicenet.data.parts import PART_FOLDERS, read_names
 from dicenet.data.pictures import SUFFIXES, data_folder, is_picture
 from dicenet.data.voc_boxes import Pair, read_voc_parts
 from dicenet.errors import ConfigError, DataError

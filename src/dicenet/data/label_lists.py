@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from dicenet.data.classification import PART_FOLDERS, read_names
 from dicenet.data.labels import LabelledPictures, target_of
+from dicenet.data.parts import PART_FOLDERS, read_names
 from dicenet.data.pictures import SUFFIXES, read_picture
 from dicenet.data.samples import Sample
 from dicenet.errors import DataError

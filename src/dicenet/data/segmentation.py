@@ -10,8 +10,8 @@ import numpy as np
 from torchvision.datasets import Cityscapes
 
 from dicenet.classes import CAMVID, CAMVID_WEIGHTS, CITYSCAPES, CITYSCAPES_WEIGHTS, VOC
-from dicenet.data.classification import PART_FOLDERS, read_names
 from dicenet.data.masks import IGNORE, MOST_CLASSES, MaskCoding, MaskedPictures, MaskedSample, open_mask, read_mask
+from dicenet.data.parts import PART_FOLDERS, read_names
 from dicenet.data.pictures import data_folder, is_picture, read_picture
 from dicenet.errors import ConfigError, DataError
 

@@ -1,19 +1,24 @@
-"""WebDataset shards: tar files, plain or gzipped, with ``<key>.jpg`` beside ``<key>.cls``."""
+"""WebDataset shards: tar files, plain or gzipped, with ``<key>.jpg`` beside ``<key>.cls``; local or remote.
+
+They are read as streams: of a shard no more than a sample is in memory at a time, beside the buffer that shuffles.
+"""
 
 import json
 import math
 import random
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import webdataset as wds
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from dicenet.data.pictures import SUFFIXES, read_picture
 from dicenet.data.samples import (
@@ -27,18 +32,28 @@ from dicenet.data.samples import (
     readable_sizes,
 )
 from dicenet.data.seeding import derived_seed, seed_chance
+from dicenet.data.streams import Address, beside, items_of, read_bytes
 from dicenet.data.transforms import Transform
 from dicenet.errors import DataError
 
 _PATTERNS = ("*.tar", "*.tar.gz", "*.tgz")
+_TAR_NAME = re.compile(r"[\w.-]+\.(?:tar\.gz|tgz|tar)\b")
 _SHUFFLE_BUFFER = 5000
-#: Counts of samples per shard, written by some packers; spares reading every shard once.
-_SIZES_FILE = "sizes.json"
+#: Counts of samples per shard; spares reading every shard once.
+SIZES_FILE = "sizes.json"
 
 
 def shard_files(path: Path) -> list[Path]:
     """The shards in a folder, in order of their names."""
     return sorted({file for pattern in _PATTERNS for file in path.glob(pattern)}) if path.is_dir() else []
+
+
+def shard_name(shard: Address) -> str:
+    """Name of a shard without where it lies: the same picture has the same augmentation from everywhere."""
+    if isinstance(shard, Path):
+        return shard.name
+    names = _TAR_NAME.findall(shard)
+    return names[-1] if names else shard.rpartition("/")[2]
 
 
 def _count_samples(shard: Path) -> int:
@@ -49,11 +64,52 @@ def _count_samples(shard: Path) -> int:
         raise DataError(f"shard {shard} cannot be read: it is damaged or no tar archive") from error
 
 
+def _known_sizes(shard: Address) -> dict[str, int]:
+    """Numbers of samples by shard, of the folder of a shard; empty for a local folder that does not say."""
+    sizes_file = beside(shard, SIZES_FILE)
+    if isinstance(sizes_file, Path) and not sizes_file.exists():
+        return {}
+    try:
+        known = json.loads(read_bytes(sizes_file))
+    except ValueError as error:
+        raise DataError(f"{sizes_file} is not JSON: {error}") from error
+    if not isinstance(known, dict) or not all(isinstance(size, int) for size in known.values()):
+        raise DataError(f'{sizes_file} must hold numbers of samples by shard, such as {{"a.tar": 5000}}')
+    return known
+
+
+def shard_counts(shards: Sequence[Address]) -> list[int]:
+    """Number of samples of each shard: from ``sizes.json`` beside it, else, of a local one, by reading it.
+
+    Raises:
+        DataError: a local shard is damaged, or it is not said how many a remote one holds.
+    """
+    known: dict[Address, dict[str, int]] = {}
+    counts = []
+    for shard in shards:
+        folder = beside(shard, "")
+        if folder not in known:
+            known[folder] = _known_sizes(shard)
+        name = shard_name(shard)
+        if name in known[folder]:
+            counts.append(known[folder][name])
+        elif isinstance(shard, Path):
+            counts.append(_count_samples(shard))
+        else:
+            raise DataError(f"{beside(shard, SIZES_FILE)} does not say how many samples {name} holds")
+    return counts
+
+
+def _picture_key(item: dict[str, Any]) -> str | None:
+    """Which of a sample's files is its picture; None if it has none, or no class."""
+    return next((suffix[1:] for suffix in SUFFIXES if suffix[1:] in item and "cls" in item), None)
+
+
 def _sample(item: dict[str, Any]) -> Sample:
     """What webdataset read: the picture's bytes, the class as text."""
-    name = f"{Path(item['__url__']).name}:{item['__key__']}"
-    key = next((suffix[1:] for suffix in SUFFIXES if suffix[1:] in item), None)
-    if key is None or "cls" not in item:
+    name = f"{item['__url__']}:{item['__key__']}"
+    key = _picture_key(item)
+    if key is None:
         raise DataError(f"{name}: a sample needs a picture and a .cls file, it has {sorted(item)}")
     text = item["cls"].decode(errors="replace").strip()
     if not text.isdecimal():
@@ -61,44 +117,60 @@ def _sample(item: dict[str, Any]) -> Sample:
     return Sample(name, partial(read_picture, item[key], name), int(text))
 
 
-class Shards:
-    """One part of a data set as shards; class names from ``classes.txt`` (line n is class n)."""
+def _items(stream: IO[bytes], shard: Address, count: int) -> Iterator[dict[str, Any]]:
+    """What webdataset reads from an open shard: one sample at a time, as many as there should be."""
+    found, lacking = 0, None
+    try:
+        for item in group_by_keys(tar_file_expander([{"url": shard_name(shard), "stream": stream}])):
+            found += 1
+            if found > count:
+                raise DataError(
+                    f"shard {shard} holds more than {count} samples, the number in {SIZES_FILE} or a manifest"
+                )
+            if lacking is not None:
+                yield lacking
+            lacking = item if _picture_key(item) is None else None
+            if lacking is None:
+                yield item
+    except ValueError as error:  # a name that is there twice
+        raise DataError(f"shard {shard}: {error.args[0]}") from error
+    if lacking is not None:  # at the end it may have been cut off between the files of a sample
+        raise EOFError(f"its last sample needs a picture and a .cls file, it has {sorted(lacking)}")
+    if found < count:
+        raise EOFError(f"it ended after {found} of {count} samples")
 
-    def __init__(self, files: Sequence[Path], class_names: Sequence[str]) -> None:
+
+class Shards:
+    """One part of a data set as shards.
+
+    Args:
+        files: local ones as Path, remote ones as text.
+        class_names: name of class n.
+        counts: samples of each shard; see :func:`shard_counts` if not given.
+    """
+
+    def __init__(
+        self, files: Sequence[Address], class_names: Sequence[str], counts: Sequence[int] | None = None
+    ) -> None:
         self.files = list(files)
         self.class_names = class_names
-        self.counts = self._read_counts()
+        self.counts = list(shard_counts(self.files) if counts is None else counts)
         if not sum(self.counts):
-            raise DataError(f"the shards in {self.files[0].parent} hold no samples (a picture and a .cls file each)")
-
-    def _read_counts(self) -> list[int]:
-        sizes_file = self.files[0].parent / _SIZES_FILE
-        try:
-            known = json.loads(sizes_file.read_text()) if sizes_file.exists() else {}
-        except ValueError as error:
-            raise DataError(f"{sizes_file} is not JSON: {error}") from error
-        if not isinstance(known, dict) or not all(isinstance(size, int) for size in known.values()):
-            raise DataError(f'{sizes_file} must hold numbers of samples by shard, such as {{"a.tar": 5000}}')
-        return [known[file.name] if file.name in known else _count_samples(file) for file in self.files]
+            raise DataError(
+                f"the shards in {beside(self.files[0], '')} hold no samples (a picture and a .cls file each)"
+            )
 
     def __len__(self) -> int:
         return sum(self.counts)
 
     def sizes(self, count: int) -> list[tuple[int, int]]:
         """(width, height) of the first ``count`` pictures."""
-        return readable_sizes(list(islice(self.samples(self.files), count)))
+        return readable_sizes(list(self.span(range(len(self.files)), 0, min(count, len(self)))))
 
-    def samples(self, files: Sequence[Path]) -> Iterator[Sample]:
-        """Samples of some shards, in order."""
-        # which process reads which shards is decided below, not again by webdataset
-        data: Any = wds.WebDataset(
-            [str(file) for file in files],
-            shardshuffle=False,
-            nodesplitter=None,
-            workersplitter=None,
-            empty_check=False,
-        )
-        for item in data:
+    def samples(self, shard: int) -> Iterator[Sample]:
+        """Samples of a shard, in order, streamed. DataError if there are more or fewer than there should be."""
+        file, count = self.files[shard], self.counts[shard]
+        for item in items_of(file, lambda stream: _items(stream, file, count)):
             sample = _sample(item)
             if sample.target >= len(self.class_names):
                 raise DataError(
@@ -113,7 +185,8 @@ class Shards:
             count = self.counts[shard]
             low, high = max(start - first, 0), min(end - first, count)
             if low < high:
-                yield from islice(self.samples([self.files[shard]]), low, high)
+                # to the end of a shard that is needed to its end: then it is known to be whole
+                yield from islice(self.samples(shard), low, None if high == count else high)
             first += count
 
     def loader(self, transform: Transform, train: bool, settings: LoaderSettings) -> "DataLoader[Any]":

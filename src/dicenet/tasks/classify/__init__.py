@@ -2,7 +2,8 @@
 
 from dicenet.tasks.classify.evaluate import evaluate
 from dicenet.tasks.classify.predict import predict
+from dicenet.tasks.classify.prepare import prepare
 from dicenet.tasks.classify.task import ClassifyOptimisation, ClassifyTask
 from dicenet.tasks.classify.train import train
 
-__all__ = ["ClassifyOptimisation", "ClassifyTask", "evaluate", "predict", "train"]
+__all__ = ["ClassifyOptimisation", "ClassifyTask", "evaluate", "predict", "prepare", "train"]

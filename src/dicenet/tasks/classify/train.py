@@ -81,7 +81,8 @@ def train(
 
     Args:
         data: folder of a data set, or "digits". Its layout is recognised: train and val (or test) folders of class
-            folders or WebDataset shards, one level of class folders, torchvision's CIFAR.
+            folders or WebDataset shards, one level of class folders, torchvision's CIFAR. Or where prepared shards
+            lie: a URL, "pipe:COMMAND {}", a pattern of shards.
         model: name of the network (see 'dicenet models'); dicenet_100 unless weights say otherwise.
         weights: start from these: a file of any known format, or the name of an official checkpoint.
         out: folder of the run, new or empty; runs/classify/train-<date>-<time> if not given.
