@@ -11,11 +11,11 @@ import tarfile
 import numpy as np
 import pytest
 from PIL import Image
-from prepared_cases import CLASSES, class_folders, content
 
 import dicenet
 from dicenet.data.classification import open_classification_data
 from dicenet.tasks.classify import prepare
+from prepared_cases import CLASSES, class_folders, content
 
 MODULE = importlib.import_module("dicenet.tasks.classify.prepare")  # the package gives the function of that name
 

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from prepared_cases import class_folders, serving
 
 import dicenet
 from dicenet.data import shards as shards_module
@@ -16,6 +15,7 @@ from dicenet.data.classification import open_classification_data
 from dicenet.data.samples import LoaderSettings
 from dicenet.data.transforms import Preprocessing, evaluation_transform
 from dicenet.tasks.classify import prepare
+from prepared_cases import class_folders, serving
 
 TRANSFORM = evaluation_transform(Preprocessing((32, 32)))
 

@@ -141,6 +141,12 @@ def process_share() -> tuple[int, int]:
     return 0, 1
 
 
+def check_shares(pictures: int, processes: int) -> None:
+    """Raise DataError if a process would have none to judge by: Lightning cannot wait for one with nothing to do."""
+    if pictures < processes:
+        raise DataError(f"too few pictures to judge by ({pictures}) for {processes} processes: give fewer --devices")
+
+
 class EachOnce(Sampler[int]):
     """Gives each process its share of the pictures, none twice: padding would count some pictures double.
 
@@ -153,10 +159,7 @@ class EachOnce(Sampler[int]):
     def _indices(self) -> range:
         rank, processes = process_share()
         pictures = len(self.data)  # type: ignore[arg-type]
-        if pictures < processes:  # Lightning cannot wait for a process that has nothing to do
-            raise DataError(
-                f"too few pictures to judge by ({pictures}) for {processes} processes: give fewer --devices"
-            )
+        check_shares(pictures, processes)
         return range(rank, pictures, processes)
 
     def __iter__(self) -> Iterator[int]:

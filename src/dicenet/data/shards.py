@@ -25,6 +25,7 @@ from dicenet.data.samples import (
     LoaderSettings,
     ResumableLoader,
     Sample,
+    check_shares,
     collate,
     prepared,
     process_share,
@@ -276,6 +277,7 @@ class ShardBatches(IterableDataset[dict[str, Any]]):
         rank, worker = divmod(reader, self.workers)
         total, size = len(self.shards), self.batch_size
         if not self.train:
+            check_shares(total, self._processes()[1])
             readers = self.workers * self._processes()[1]
             return total * reader // readers, total * (reader + 1) // readers
         batches = len(self)
