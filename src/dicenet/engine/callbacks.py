@@ -76,31 +76,28 @@ class Chance(L.Callback):
 
     The order of the pictures and their augmentation are the loader's, which is told the epoch. The chance in a step,
     such as of dropout, depends on the epoch, the step and the process.
+
+    Args:
+        seed: of the chance in steps.
+        loader: of the pictures to train on.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, loader: Any) -> None:
         self.seed = seed
-        self.loader_state: dict[str, Any] | None = None
+        self.loader = loader
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the state of the loader: Lightning keeps it too, but restores it only if nobody asked for its length."""
-        loader: Any = trainer.train_dataloader
-        checkpoint[_LOADER] = loader.state_dict()
+        checkpoint[_LOADER] = self.loader.state_dict()
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take it up."""
-        self.loader_state = checkpoint.get(_LOADER)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let the loader begin where it stopped."""
-        loader: Any = trainer.train_dataloader
-        if self.loader_state is not None:
-            loader.load_state_dict(self.loader_state)
+        """Let the loader begin where it stopped; if it cannot, nothing is written yet."""
+        if _LOADER in checkpoint:
+            self.loader.load_state_dict(checkpoint[_LOADER])
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell the loader the epoch. That of an epoch that goes on knows it from its state."""
-        loader: Any = trainer.train_dataloader
-        loader.order.set_epoch(trainer.current_epoch)
+        self.loader.order.set_epoch(trainer.current_epoch)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

@@ -215,7 +215,7 @@ def fit(
         pace,
         MetricsTable(folder / METRICS, columns, pace),
         EpochLines(console, columns, pace),
-        Chance(settings.seed),
+        Chance(settings.seed, train),
         LastCheckpoint(folder / LAST, settings.save_every),
     ]
     if settings.ema:
