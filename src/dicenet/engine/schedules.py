@@ -105,7 +105,9 @@ _OFFICIAL: dict[str, Callable[[int, int, Schedule], float]] = {
     **{f"{name}-epochs": _held(curve) for name, curve in _CURVES.items()},
 }
 
-SCHEDULES = (*_CURVES, "multistep", "constant", *_OFFICIAL)
+#: Names of the official schedules, and of all.
+OFFICIAL = tuple(_OFFICIAL)
+SCHEDULES = (*_CURVES, "multistep", "constant", *OFFICIAL)
 
 
 def learning_rate(step: int, schedule: Schedule, steps: int, epochs: int = 1) -> float:

@@ -49,7 +49,7 @@ def train(
     momentum: float = 0.9,
     decay_all: bool = False,
     schedule: str = "linear",
-    warmup: float = 0.1,
+    warmup: float | None = None,
     cycled: int | None = None,
     milestones: tuple[int, ...] = MILESTONES,
     lr_decay: float = DECAY,
@@ -99,7 +99,7 @@ def train(
         momentum: of sgd.
         schedule: linear, cosine or poly (to zero), multistep (to a tenth twice), constant; or the official ones:
             hybrid, cyclic, fixed, linear-epochs, cosine-epochs, poly-epochs.
-        warmup: part of the run in which the learning rate rises.
+        warmup: part of the run in which the learning rate rises first; 0.1, or 0 for the official schedules.
         cycled: epochs in which hybrid cycles; 61 % of all if not given.
         milestones: epochs from which on the rates of cyclic and fixed are multiplied by
         lr_decay: this, once more at each.

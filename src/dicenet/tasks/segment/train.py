@@ -114,7 +114,7 @@ def train(
         momentum: of sgd.
         schedule: hybrid (the official one: cycles of up to 5 times the rate, then to zero), poly, cosine or linear (to
             zero), multistep (to a tenth twice), constant, cyclic, fixed, or poly-, cosine- or linear-epochs.
-        warmup: part of the run in which the learning rate rises.
+        warmup: part of the run in which the learning rate rises first.
         cycled: epochs in which hybrid cycles; 61 % of all if not given.
         milestones: epochs from which on the rates of cyclic and fixed are multiplied by
         lr_decay: this, once more at each.
