@@ -143,6 +143,25 @@ def test_warmup_of_the_command(tmp_path, monkeypatch, given, expected, resumed):
     assert rates == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"name": "hybrid", "cycled": 11}, ["--cycled 11 is above --epochs 10: the rate cycles"]),
+        ({"name": "hybrid", "cycled": 10}, []),
+        ({"name": "hybrid"}, []),
+        ({"name": "linear", "cycled": 11}, []),
+        ({"name": "cyclic"}, ["no milestone of cyclic lies within 10 epochs, the first at 51: give --milestones"]),
+        ({"name": "fixed", "milestones": (10, 20)}, ["no milestone of fixed lies within 10 epochs, the first at 10"]),
+        ({"name": "fixed", "milestones": (9, 20)}, []),
+        ({"name": "linear"}, []),
+    ],
+)
+def test_what_a_schedule_has_no_time_for(arguments, expected):
+    """It is said exactly where it changes no rate of a run of 10 epochs."""
+    lines = Schedule(**arguments).without_effect(10)
+    assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected
+
+
 @pytest.mark.parametrize("name", ["linear", "cosine", "poly"])
 def test_both_kinds_have_the_same_rate_where_an_epoch_begins(name):
     rates = [

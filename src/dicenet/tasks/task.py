@@ -27,7 +27,7 @@ class Optimisation:
     """How the weights are changed.
 
     Attributes:
-        optimizer: one of ``OPTIMIZERS``.
+        optimizer: one of ``OPTIMIZERS``; ``sgd`` and ``momentum`` are the same, SGD without Nesterov's momentum.
         lr, weight_decay, momentum: of the optimiser; the schedule multiplies the rate.
         decay_all: whether the weight decay is on all parameters, as in the official code, or spares norms, slopes and
             biases.
@@ -36,7 +36,7 @@ class Optimisation:
             would change.
     """
 
-    OPTIMIZERS: ClassVar[tuple[str, ...]] = ("sgd", "adamw")
+    OPTIMIZERS: ClassVar[tuple[str, ...]] = ("sgd", "momentum", "adamw")
     WARMUP: ClassVar[float] = 0.0
 
     optimizer: str = "sgd"
@@ -204,7 +204,7 @@ class Task(L.LightningModule):
         """The optimiser of the groups of parameters."""
         o = self.optimisation
         groups = self.parameter_groups() if o.decay_all else sparing_groups(self.parameter_groups())
-        if o.optimizer == "sgd":
+        if o.optimizer != "adamw":
             return torch.optim.SGD(groups, o.lr, momentum=o.momentum, weight_decay=o.weight_decay)
         return torch.optim.AdamW(groups, o.lr, weight_decay=o.weight_decay)
 
