@@ -75,8 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     if verb not in known:
         import difflib
 
-        near = difflib.get_close_matches(verb, known, n=1, cutoff=0.0)
-        return _fail(f"unknown verb {verb!r}: did you mean {near[0]!r}? (dicenet --help lists all)")
+        near = difflib.get_close_matches(verb, known, n=1)
+        meant = f": did you mean {near[0]!r}?" if near else ""
+        return _fail(f"unknown verb {verb!r}{meant} (dicenet --help lists all)")
     words = known[verb]
     if words and arguments[1:2] in ([], ["-h"], ["--help"]):
         text = f"usage: dicenet {_with_label(verb, words)} [OPTIONS]\n\n{_choices(words)}"

@@ -239,7 +239,7 @@ def test_difference():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--models", "dicenet_011"], "model 'dicenet_011' is unknown: .* the nearest are dicenet_0"),
+        (["--models", "dicenet_011"], "model 'dicenet_011' is unknown, .* has it: the nearest are dicenet_0"),
         (["--models", "keras/resnet"], "of no known library: choose one of dicenet, torchvision, timm, pytorchcv"),
         (["--models", "torchvision/nothing"], "torchvision has no network of that name"),
         (["--models", "dicenet_010,dicenet_010"], "model 'dicenet_010' is given twice"),

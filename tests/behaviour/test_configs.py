@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def test_header(name):
     measured = re.match(r"# Expected: [\d.]+ %.*\(seed 1882\)", expected)
     published = re.match(r"# Expected: [\d.]+ %.*as the authors published", expected)
     # the ladder's figures are of a part of the data, and stand in one table
-    recorded = expected.endswith("by benchmarks/ladder.py, in results/ladder_cifar10.csv.")
+    recorded = expected.endswith("by benchmarks/ladder.py, in results/ladder_cifar10.csv of the repository.")
     assert measured or published or recorded
     assert bool(published) == ("ot run here" in expected), "what was not run must say so"
     assert re.search("^# Hardware: |on 2 cores", text, re.MULTILINE)
@@ -79,12 +80,52 @@ def test_the_papers_recipe_is_the_official_optimiser(name):
     assert recipe["epochs"] == int(name[1:4])
 
 
+#: The official values of both stages of each data set (of detection: ESPNetv2's).
+STAGES = ("lr", "batch_size", "img_size", "freeze_norms", "min_scale", "max_scale")
+OFFICIAL_STAGES = {
+    "voc/segment_256": (0.009, 40, 256, False, 0.5, 2.0),
+    "voc/segment_384": (0.005, 32, 384, True, 0.5, 2.0),
+    "cityscapes/segment_512x256": (0.009, 25, [256, 512], False, 0.25, 0.5),
+    "cityscapes/segment_1024x512": (0.005, 6, [512, 1024], True, 0.35, 1.0),
+    "voc/ssd_300": (0.01, 192, 300, False, None, None),
+    "voc/ssd_512": (0.005, 60, 512, True, None, None),
+    "coco/ssd_300": (0.01, 192, 300, False, None, None),
+    "coco/ssd_512": (0.005, 60, 512, True, None, None),
+}
+#: Those that the stages of a task share.
+OFFICIAL_TASKS = {
+    "segment": {"weight_decay": 4e-5, "lr_mult": 10.0},
+    "detect": {"weight_decay": 5e-4, "lr_mult": 1.0, "head": "espnet", "priors": "official"},
+}
+OFFICIAL_ALL = {"epochs": 100, "schedule": "hybrid", "cycled": 61, "momentum": 0.9, "decay_all": True, "hflip": 0.5}
+
+
+@pytest.mark.parametrize("name", OFFICIAL_STAGES)
+def test_the_authors_recipes(name):
+    """What they say, without what the command would add, is what the official code does."""
+    task = task_of(name)
+    stage = dict(zip(STAGES, OFFICIAL_STAGES[name], strict=True))
+    if not stage["freeze_norms"]:
+        stage["freeze_norms"] = None
+    recipe = values(name)
+    expected = {**OFFICIAL_ALL, **OFFICIAL_TASKS[task], **stage, "seed": 1882, "warmup": 0.0}
+    assert {key: recipe.get(key) for key in expected} == expected
+    assert recipe["optimizer"] == "sgd", "which is the one without Nesterov's momentum in these tasks"
+
+
+def test_multilabel_recipe():
+    """Of the official code it has the pictures, the decay and the momentum."""
+    recipe = values("coco/multilabel")
+    expected = {"img_size": 224, "min_scale": 0.08, "weight_decay": 4e-5, "momentum": 0.9, "hflip": 0.5, "seed": 1882}
+    assert {key: recipe.get(key) for key in expected} == expected
+
+
 # -- one step of each
 
 
 def picture(path, size):
     path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(abs(hash(path.name)) % 1000).integers(0, 256, (size, size, 3))
+    noise = np.random.default_rng(zlib.crc32(path.name.encode())).integers(0, 256, (size, size, 3))
     Image.fromarray(noise.astype(np.uint8)).save(path)
 
 
@@ -198,7 +239,11 @@ def test_a_file_goes_before_a_recipe_of_its_name(tmp_path, monkeypatch):
 
 
 def test_an_unknown_recipe(fails):
-    message = "--config imagenet/e150_b51 is neither a file nor a recipe: the nearest recipes are imagenet/e150_b512, "
+    """All of its folder are named, or all there are."""
+    folder = ", ".join(f"imagenet/{name}" for name in sorted(LADDERS["imagenet"]))
+    message = f"--config imagenet/e150_b51 is neither a file nor a recipe: the recipes of imagenet/ are {folder}$"
     for verb, task in (("train", "classify"), ("evaluate", "segment"), ("predict", "detect")):
         fails(verb, task, "--config", "imagenet/e150_b51", message=message)
     fails("train", "classify", "--config=imagenet/e150_b51", message=message)
+    fails("train", "classify", "--config", "imagenet", message=f"the recipes of imagenet/ are {folder}$")
+    fails("train", "segment", "--config", "list", message=f"the recipes are {', '.join(RECIPES)}$")

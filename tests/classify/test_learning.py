@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 import dicenet
 from dicenet.data.transforms import Augmentation, Preprocessing, training_transform
+from dicenet.models.restoring import set_task
 from dicenet.tasks import classify
 from dicenet.tasks.classify.task import ClassifyOptimisation, ClassifyTask
 from dicenet.tasks.classify.teacher import Teacher, distillation_loss, load_teacher
@@ -218,6 +219,7 @@ def test_a_teacher_of_ours_by_names(tmp_path):
     ("name", "error", "message"),
     [
         ("resnet_18", dicenet.ConfigError, "neither a file nor a timm model: the nearest are resnet18 and"),
+        ("nosuchmodel", dicenet.ConfigError, r"neither a file nor a timm model$"),
         ("runs/none.safetensors", dicenet.ConfigError, "neither a file nor a timm model"),
         ("mnasnet_050", dicenet.WeightsError, "its weights cannot be had"),
         ("local-dir:/nowhere", dicenet.WeightsError, "its weights cannot be had"),
@@ -233,6 +235,29 @@ def test_a_segmentation_network_cannot_teach(tmp_path):
     dicenet.save(net, tmp_path / "net.safetensors", ["a", "b", "c"])
     with pytest.raises(dicenet.WeightsError, match="holds no classifier"):
         load_teacher(str(tmp_path / "net.safetensors"), ["a", "b", "c"], Preprocessing((32, 32)))
+
+
+def test_a_multilabel_network_cannot_teach(tmp_path):
+    net = timm.create_model("dicenet_010", num_classes=3, img_size=32, stem="small")
+    set_task(net.pretrained_cfg, "multilabel")
+    dicenet.save(net, tmp_path / "net.safetensors", ["a", "b", "c"])
+    with pytest.raises(dicenet.WeightsError, match=r"--teacher .* is a multi-label classifier, .* train classify"):
+        load_teacher(str(tmp_path / "net.safetensors"), ["a", "b", "c"], Preprocessing((32, 32)))
+
+
+def test_a_teacher_is_looked_for_before_the_data_are_read(tmp_path):
+    with pytest.raises(dicenet.ConfigError, match=r"--teacher nosuchmodel is neither a file nor a timm model$"):
+        classify.train(str(tmp_path / "nowhere"), teacher="nosuchmodel")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"teacher_weight": 0.5}, True), ({"teacher_temperature": 3.0}, True), ({}, False)],
+)
+def test_options_of_a_teacher_that_is_not_there(tmp_path, monkeypatch, capsys, given, said):
+    monkeypatch.setattr("dicenet.tasks.training.Run.go", lambda run, task, *rest: task)
+    classify.train("digits", out=str(tmp_path / "run"), **SMALL, **given)
+    assert ("change nothing: there is no --teacher" in capsys.readouterr().out) == said
 
 
 # -- weight decay

@@ -10,10 +10,14 @@ import torch
 import dicenet
 from dicenet.data.samples import LoaderSettings, batches, collate
 from dicenet.engine.fit import moving_average
-from dicenet.engine.run_folder import default_run_folder, new_run_folder, resumed_folder
+from dicenet.engine.run_folder import default_run_folder, new_run_folder, resumed_folder, write_config
 from dicenet.engine.schedules import Schedule, learning_rate, scheduler
 from dicenet.ops.denormals import flushes_denormals
 from dicenet.tasks import classify
+from dicenet.tasks.classifier import ClassifierOptimisation
+from dicenet.tasks.classify.task import ClassifyOptimisation
+from dicenet.tasks.detect.task import DetectOptimisation
+from dicenet.tasks.segment.task import SegmentOptimisation
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,64 @@ def test_official_schedules(shared, column, schedule, base, decimals):
     half = 0.5 * 10.0**-decimals * (1 + 1e-6)
     for step in range(per_epoch):
         assert rates[step::per_epoch] == pytest.approx(expected, abs=half, rel=0)
+
+
+@pytest.mark.parametrize(
+    "kind", [ClassifyOptimisation, ClassifierOptimisation, SegmentOptimisation, DetectOptimisation]
+)
+@pytest.mark.parametrize(("column", "schedule", "base", "decimals"), OFFICIAL)
+def test_schedules_of_tasks_are_official_unless_a_warmup_is_asked_for(shared, kind, column, schedule, base, decimals):
+    """With nothing but the schedule's name, as the command gives it on."""
+    table = official_rates(shared("reference/official/lr_schedules.tsv"))
+    expected = [float(row[column]) for row in table if row[column]]
+    optimisation = kind(lr=base, schedule=schedule.name, cycled=schedule.cycled)
+    epochs, plan = len(expected), optimisation.plan()
+    rates = [base * learning_rate(epoch, plan, epochs, epochs) for epoch in range(epochs)]
+    assert rates == pytest.approx(expected, abs=0.5 * 10.0**-decimals * (1 + 1e-6), rel=0)
+    assert kind(schedule=schedule.name, warmup=0.25).plan().warmup == 0.25
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"schedule": "hybrid"}, [1, 5, 4, 3]),
+        ({"schedule": "hybrid", "warmup": 0.1}, [1 / 3, 2 / 3, 4, 3]),
+        ({"schedule": "constant"}, [1 / 3, 2 / 3, 1, 1]),
+        ({"schedule": "constant", "warmup": 0.0}, [1, 1, 1, 1]),
+    ],
+)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_warmup_of_the_command(tmp_path, monkeypatch, given, expected, resumed):
+    """Of 20 epochs with a step each, by hand; a run that was begun when 0.1 was the default keeps it."""
+    monkeypatch.setattr("dicenet.tasks.training.Run.go", lambda run, task, *rest: (run, task))
+    arguments = {**SMALL, "epochs": 20, **given}
+    run, task = classify.train("digits", out=str(tmp_path / "run"), **arguments)
+    if resumed:
+        (tmp_path / "run").mkdir()
+        write_config(tmp_path / "run", {**run.config, "warmup": given.get("warmup", 0.1)}, "train classify")
+        _, task = classify.train(resume=str(tmp_path / "run"))
+        expected = [1 / 3, 2 / 3, *expected[2:]] if given.get("warmup", 0.1) else expected
+    rates = [learning_rate(step, task.optimisation.plan(), steps=20, epochs=20) for step in range(4)]
+    assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"name": "hybrid", "cycled": 11}, ["--cycled 11 is above --epochs 10: the rate cycles"]),
+        ({"name": "hybrid", "cycled": 10}, []),
+        ({"name": "hybrid"}, []),
+        ({"name": "linear", "cycled": 11}, []),
+        ({"name": "cyclic"}, ["no milestone of cyclic lies within 10 epochs, the first at 51: give --milestones"]),
+        ({"name": "fixed", "milestones": (10, 20)}, ["no milestone of fixed lies within 10 epochs, the first at 10"]),
+        ({"name": "fixed", "milestones": (9, 20)}, []),
+        ({"name": "linear"}, []),
+    ],
+)
+def test_what_a_schedule_has_no_time_for(arguments, expected):
+    """It is said exactly where it changes no rate of a run of 10 epochs."""
+    lines = Schedule(**arguments).without_effect(10)
+    assert [line[: len(start)] for line, start in zip(lines, expected, strict=True)] == expected
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "poly"])

@@ -112,7 +112,7 @@ class Plan:
     max_epochs = 10
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])
 def test_the_decoder_learns_faster(optimizer):
     task = SegmentTask(
         network(), "abc", SegmentOptimisation(optimizer=optimizer, lr=0.01, lr_mult=10, schedule="hybrid")
@@ -132,7 +132,7 @@ def test_the_decoder_learns_faster(optimizer):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"optimizer": "adam"}, "choose one of sgd, adamw"),
+        ({"optimizer": "adam"}, "choose one of sgd, momentum, adamw"),
         ({"schedule": "step"}, "choose one of linear, cosine, poly, multistep, constant"),
         ({"warmup": 1}, "warmup is a part of the run"),
         ({"lr": 0}, "lr must be above 0"),

@@ -1,6 +1,5 @@
 """Recipes that come with the package: files of options that ``--config`` finds by name, such as imagenet/e150_b512."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,15 +21,17 @@ def find_recipe(name: str) -> str:
     """What ``--config`` means: a file if there is one, else the recipe of that name, with or without its ending.
 
     Raises:
-        ConfigError: there is neither; the message names the nearest recipes.
+        ConfigError: there is neither; the message names all recipes of the folder, or all there are.
     """
     if Path(name).exists() or not _NAME.fullmatch(name):  # values may also be given as YAML itself
         return name
     known = recipes()
     if file := known.get(name.removesuffix(_SUFFIX)):
         return str(file)
-    near = difflib.get_close_matches(name.removesuffix(_SUFFIX), known, n=3, cutoff=0.0)
-    raise ConfigError(f"--config {name} is neither a file nor a recipe: the nearest recipes are {', '.join(near)}")
+    folder = name.partition("/")[0] + "/"
+    there = [recipe for recipe in known if recipe.startswith(folder)]
+    kind = f"recipes of {folder}" if there else "recipes"
+    raise ConfigError(f"--config {name} is neither a file nor a recipe: the {kind} are {', '.join(there or known)}")
 
 
 def with_recipes(options: Sequence[str]) -> list[str]:

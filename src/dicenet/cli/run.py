@@ -35,7 +35,10 @@ class _Parser(jsonargparse.ArgumentParser):
 def _parser(name: str, command: Command) -> _Parser:
     parser = _Parser(prog=f"dicenet {name}", exit_on_error=False, default_env=False)
     parser.add_argument(
-        "--config", action="config", help="YAML file with values for any of the options below, or the name of a recipe."
+        "--config",
+        action="config",
+        help="YAML file with values for any of the options below, or the name of a recipe, such as imagenet/e150_b512 "
+        "(--config list names all).",
     )
     for argument, options in command.positional.items():
         parser.add_argument(argument, **options)

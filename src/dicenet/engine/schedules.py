@@ -70,6 +70,20 @@ class Schedule:
         """The decay of all milestones up to an epoch."""
         return self.decay ** sum(milestone <= epoch for milestone in self.milestones)
 
+    def without_effect(self, epochs: int) -> list[str]:
+        """What of it does nothing in a run of so many epochs, a line each."""
+        lines = []
+        if self.name == "hybrid" and self.cycled is not None and self.cycled > epochs:
+            lines.append(
+                f"--cycled {self.cycled} is above --epochs {epochs}: the rate cycles to the end, without the line down"
+            )
+        if self.name in ("cyclic", "fixed") and all(milestone >= epochs for milestone in self.milestones):
+            first = f", the first at {self.milestones[0]}" if self.milestones else ""
+            lines.append(
+                f"no milestone of {self.name} lies within {epochs} epochs{first}: give --milestones for a decay"
+            )
+        return lines
+
 
 def cycle(epoch: int) -> float:
     """Multiple of the base rate in an epoch from 0: once, then cycles of 5 epochs from 5 times down to once."""
@@ -105,7 +119,9 @@ _OFFICIAL: dict[str, Callable[[int, int, Schedule], float]] = {
     **{f"{name}-epochs": _held(curve) for name, curve in _CURVES.items()},
 }
 
-SCHEDULES = (*_CURVES, "multistep", "constant", *_OFFICIAL)
+#: Names of the official schedules, and of all.
+OFFICIAL = tuple(_OFFICIAL)
+SCHEDULES = (*_CURVES, "multistep", "constant", *OFFICIAL)
 
 
 def learning_rate(step: int, schedule: Schedule, steps: int, epochs: int = 1) -> float:

@@ -1,6 +1,5 @@
 """Feature pyramids of any timm model, and what every network on one has in common."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -9,7 +8,7 @@ import torch
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from dicenet.errors import ConfigError, WeightsError
+from dicenet.errors import ConfigError, WeightsError, nearest
 from dicenet.models.network import ImgSize, Network, configuration, pair
 from dicenet.models.registry import ROWS
 
@@ -20,8 +19,8 @@ _UNBUILDABLE = (RuntimeError, AttributeError, AssertionError, TypeError, NotImpl
 def check_backbone(name: str) -> str:
     """The name of a timm model (ours are), unchanged. Raises ConfigError for others: nothing is ever downloaded."""
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0].lower(), timm.list_models(), n=5, cutoff=0.3)
-        raise ConfigError(f"backbone {name!r} is no timm model: the nearest are {', '.join(near)}")
+        near = nearest(name.split(".")[0], timm.list_models(), most=5)
+        raise ConfigError(f"backbone {name!r} is no timm model{near} (timm.list_models() lists all)")
     try:
         get_pretrained_cfg(name)
     except RuntimeError as error:  # of its tag

@@ -1,9 +1,8 @@
 """All networks that there are, by name. A new family is a line here."""
 
-import difflib
 import re
 
-from dicenet.errors import ConfigError
+from dicenet.errors import ConfigError, in_words, nearest
 from dicenet.models import dicenet, espnetv2, mobilenet, resnet, shufflenetv2
 from dicenet.models.network import Row
 
@@ -20,7 +19,7 @@ def check_model_name(name: str) -> str:
     scale = re.search(r"(\d+)$", name)
     if name.startswith("dicenet") and scale:
         widths = [width.name for width in dicenet.WIDTHS]
-        near = sorted(widths, key=lambda known: abs(int(known[-3:]) - int(scale[1])))[:2]
+        near = in_words(sorted(widths, key=lambda known: abs(int(known[-3:]) - int(scale[1])))[:2])
     else:
-        near = difflib.get_close_matches(name, ROWS, n=2, cutoff=0.0)
-    raise ConfigError(f"model {name!r} is unknown: the nearest are {' and '.join(near)} ('dicenet models' lists all)")
+        near = nearest(name, ROWS)
+    raise ConfigError(f"model {name!r} is unknown{near} ('dicenet models' lists all)")

@@ -32,8 +32,8 @@ class ClassifierOptimisation(Optimisation):
     """
 
     OPTIMIZERS: ClassVar[tuple[str, ...]] = ("sgd", "momentum", "adamw", "lamb")
+    WARMUP: ClassVar[float] = 0.1
 
-    warmup: float = 0.1
     decay_all: bool = False
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from dicenet.engine.schedules import DECAY, MILESTONES, Schedule, scheduler
+from dicenet.engine.schedules import DECAY, MILESTONES, OFFICIAL, Schedule, scheduler
 from dicenet.errors import ConfigError, DataError, TrainingError
 from dicenet.models.loading import AnyNetwork, describe
 from dicenet.weights.files import METADATA_KEY
@@ -27,14 +27,17 @@ class Optimisation:
     """How the weights are changed.
 
     Attributes:
-        optimizer: one of ``OPTIMIZERS``.
+        optimizer: one of ``OPTIMIZERS``; ``sgd`` and ``momentum`` are the same, SGD without Nesterov's momentum.
         lr, weight_decay, momentum: of the optimiser; the schedule multiplies the rate.
         decay_all: whether the weight decay is on all parameters, as in the official code, or spares norms, slopes and
             biases.
-        schedule, warmup, cycled, milestones, lr_decay: see :class:`dicenet.engine.schedules.Schedule`.
+        schedule, cycled, milestones, lr_decay: see :class:`dicenet.engine.schedules.Schedule`.
+        warmup: likewise; if not given, ``WARMUP`` for our schedules, and none for the official ones, whose rates it
+            would change.
     """
 
-    OPTIMIZERS: ClassVar[tuple[str, ...]] = ("sgd", "adamw")
+    OPTIMIZERS: ClassVar[tuple[str, ...]] = ("sgd", "momentum", "adamw")
+    WARMUP: ClassVar[float] = 0.0
 
     optimizer: str = "sgd"
     lr: float = 0.1
@@ -42,7 +45,7 @@ class Optimisation:
     momentum: float = 0.9
     decay_all: bool = True
     schedule: str = "linear"
-    warmup: float = 0.0
+    warmup: float | None = None
     cycled: int | None = None
     milestones: Sequence[int] = MILESTONES
     lr_decay: float = DECAY
@@ -58,9 +61,10 @@ class Optimisation:
 
     def plan(self) -> Schedule:
         """How the rate goes over the run. Raises ConfigError if there is no such schedule."""
+        usual = 0.0 if self.schedule in OFFICIAL else self.WARMUP
         return Schedule(
             name=self.schedule,
-            warmup=self.warmup,
+            warmup=usual if self.warmup is None else self.warmup,
             cycled=self.cycled,
             milestones=self.milestones,
             decay=self.lr_decay,
@@ -215,7 +219,7 @@ class Task(L.LightningModule):
         """The optimiser of the groups of parameters."""
         o = self.optimisation
         groups = self.parameter_groups() if o.decay_all else sparing_groups(self.parameter_groups())
-        if o.optimizer == "sgd":
+        if o.optimizer != "adamw":
             return torch.optim.SGD(groups, o.lr, momentum=o.momentum, weight_decay=o.weight_decay)
         return torch.optim.AdamW(groups, o.lr, weight_decay=o.weight_decay)
 

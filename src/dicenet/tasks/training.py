@@ -133,6 +133,8 @@ class Run:
         folder = resumed_folder(self.resume) if self.resume else self._new_folder()
         say(self.console, f"{described}; run folder {folder}")
         epochs = self.settings.epochs
+        for line in task.optimisation.plan().without_effect(epochs):
+            say(self.console, line)
         if self.resume is not None:
             sweep(folder)
             within = f" and {done.batches} of {len(train)} batches" if done.batches else ""

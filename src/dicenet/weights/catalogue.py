@@ -1,7 +1,6 @@
 """The official checkpoints: their names, addresses and hashes, and fetching one of them."""
 
 import csv
-import difflib
 import os
 from functools import cache
 from importlib import resources
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from dicenet.errors import WeightsError
+from dicenet.errors import WeightsError, nearest
 from dicenet.weights.files import download_verified
 
 ORIGIN = "https://github.com/sacmehta/EdgeNets"
@@ -103,8 +102,8 @@ def fetch(name: str, progress: bool = True, folder: Path | None = None) -> Path:
     """
     entry = find(name)
     if entry is None:
-        near = difflib.get_close_matches(name, [e.name for e in entries() if e.loadable], n=3, cutoff=0.3)
-        raise WeightsError(f"no official checkpoint is called {name}: the nearest are {', '.join(near) or 'none'}")
+        near = nearest(name, (e.name for e in entries() if e.loadable), most=3)
+        raise WeightsError(f"no official checkpoint is called {name}{near} ('dicenet models --checkpoints' lists all)")
     if not entry.loadable:
         raise WeightsError(f"{name} is listed for completeness but dicenet cannot load it ({Path(entry.path).name})")
     return download_verified(entry.url, (folder or cache_dir()) / Path(entry.path).name, entry.git_blob_sha1, progress)

@@ -1,7 +1,6 @@
 """Which networks are compared, where they come from, and what accuracy was published for them."""
 
 import contextlib
-import difflib
 import importlib
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 
 from dicenet.analysis.count import Cost, count
-from dicenet.errors import ConfigError
+from dicenet.errors import ConfigError, nearest
 from dicenet.models.loading import load_pytorchcv
 from dicenet.models.registry import ROWS
 
@@ -143,10 +142,8 @@ def find_network(name: str) -> Network:
     for library, known_library in LIBRARIES.items():
         if known_library.knows(name):
             return Network(name, library)
-    near = difflib.get_close_matches(name, [*_WITH_ACCURACY, *timm.list_models()], n=2, cutoff=0.0)
-    raise ConfigError(
-        f"model {name!r} is unknown: none of {', '.join(LIBRARIES)} has it; the nearest are {' and '.join(near)}"
-    )
+    near = nearest(name, [*_WITH_ACCURACY, *timm.list_models()])
+    raise ConfigError(f"model {name!r} is unknown, none of {', '.join(LIBRARIES)} has it{near}")
 
 
 def find_networks(names: Sequence[str]) -> list[Network]:

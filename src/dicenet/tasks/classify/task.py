@@ -16,6 +16,8 @@ from dicenet.tasks.classifier import ClassifierOptimisation, ClassifierTask
 from dicenet.tasks.classify.teacher import Teacher, distillation_loss
 
 TASK = "classify"
+#: How a teacher counts unless told otherwise.
+TEACHER_WEIGHT, TEACHER_TEMPERATURE = 0.5, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +35,8 @@ class ClassifyOptimisation(ClassifierOptimisation):
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
-    teacher_weight: float = 0.5
-    teacher_temperature: float = 2.0
+    teacher_weight: float = TEACHER_WEIGHT
+    teacher_temperature: float = TEACHER_TEMPERATURE
 
     def __post_init__(self) -> None:
         super().__post_init__()

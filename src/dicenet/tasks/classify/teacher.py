@@ -1,6 +1,5 @@
 """A trained network whose answers another one learns from (Hinton, Vinyals, Dean, 2015)."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from dicenet.data.transforms import Preprocessing
-from dicenet.errors import ConfigError, WeightsError
+from dicenet.errors import ConfigError, WeightsError, nearest
 from dicenet.models.loading import load
 from dicenet.models.pyramid import PyramidNetwork
+from dicenet.models.restoring import MULTILABEL
 from dicenet.tasks.classifier import IMAGENET_CLASSES, class_order
 
 
@@ -84,7 +84,7 @@ def load_teacher(name: str, class_names: Sequence[str], seen: Preprocessing) -> 
 
     Raises:
         ConfigError: there is no such model, or it lacks some of the classes.
-        WeightsError: it holds no classifier, or its weights cannot be had.
+        WeightsError: it holds no classifier of one class a picture, or its weights cannot be had.
     """
     net = _classifier(name)
     named = "label_names" in net.pretrained_cfg or net.num_classes == IMAGENET_CLASSES
@@ -97,18 +97,28 @@ def load_teacher(name: str, class_names: Sequence[str], seen: Preprocessing) -> 
     return Teacher(net, Preprocessing((height, width), channels, mean, std), seen, order)
 
 
+def check_teacher_name(name: str) -> None:
+    """Raise ConfigError if it is neither a file nor of a timm model; whether it can teach is seen when it is loaded."""
+    if not Path(name).exists() and ":" not in name and not timm.is_model(name.split(".")[0]):
+        near = nearest(name, timm.list_models())
+        raise ConfigError(f"--teacher {name} is neither a file nor a timm model{near}")
+
+
 def _classifier(name: str) -> Any:
-    """A network of ours or of timm that has classes."""
-    if ":" in name or (timm.is_model(name.split(".")[0]) and not Path(name).exists()):
+    """A network of ours or of timm that has classes, of which a picture shows one."""
+    check_teacher_name(name)
+    if Path(name).exists():
+        net: Any = load(name)
+    else:
         try:
-            net: Any = timm.create_model(name, pretrained=True)
+            net = timm.create_model(name, pretrained=True)
         except (RuntimeError, ValueError, OSError) as error:
             raise WeightsError(f"--teacher {name}: its weights cannot be had or do not fit: {error}") from error
-    elif Path(name).exists():
-        net = load(name)
-    else:
-        near = " and ".join(difflib.get_close_matches(name, timm.list_models(), n=2, cutoff=0.0))
-        raise ConfigError(f"--teacher {name} is neither a file nor a timm model: the nearest are {near}")
     if isinstance(net, PyramidNetwork) or not getattr(net, "num_classes", 0):
         raise WeightsError(f"--teacher {name} holds no classifier")
+    if net.pretrained_cfg.get("task") == MULTILABEL:
+        raise WeightsError(
+            f"--teacher {name} is a multi-label classifier, whose answers are no shares of one class: give one that "
+            "'dicenet train classify' made"
+        )
     return net

@@ -9,6 +9,7 @@ from dicenet.data.arrays import DIGITS
 from dicenet.data.classification import ClassificationData, open_classification_data, split_off
 from dicenet.data.samples import LoaderSettings, Part
 from dicenet.data.transforms import evaluation_transform, training_transform
+from dicenet.engine.console import say
 from dicenet.engine.fit import FitSettings
 from dicenet.engine.schedules import DECAY, MILESTONES
 from dicenet.errors import ConfigError
@@ -24,8 +25,14 @@ from dicenet.tasks.classifier_training import (
     network_to_train,
     training_preprocessing,
 )
-from dicenet.tasks.classify.task import TASK, ClassifyOptimisation, ClassifyTask
-from dicenet.tasks.classify.teacher import load_teacher
+from dicenet.tasks.classify.task import (
+    TASK,
+    TEACHER_TEMPERATURE,
+    TEACHER_WEIGHT,
+    ClassifyOptimisation,
+    ClassifyTask,
+)
+from dicenet.tasks.classify.teacher import check_teacher_name, load_teacher
 from dicenet.tasks.training import Judging, Run, check_seed, taken_up
 
 JUDGING = Judging("top1", "top-1", ("train_loss", "val_loss", "val_top1", "val_top5"))
@@ -49,7 +56,7 @@ def train(
     momentum: float = 0.9,
     decay_all: bool = False,
     schedule: str = "linear",
-    warmup: float = 0.1,
+    warmup: float | None = None,
     cycled: int | None = None,
     milestones: tuple[int, ...] = MILESTONES,
     lr_decay: float = DECAY,
@@ -61,8 +68,8 @@ def train(
     mixup: float = 0.0,
     cutmix: float = 0.0,
     teacher: str | None = None,
-    teacher_weight: float = 0.5,
-    teacher_temperature: float = 2.0,
+    teacher_weight: float | None = None,
+    teacher_temperature: float | None = None,
     min_scale: float | None = None,
     hflip: float | None = None,
     val_fraction: float = 0.2,
@@ -94,16 +101,17 @@ def train(
         stem: standard, or small for small pictures; chosen by the pictures' size.
         in_chans: 3 for colour, 1 for grey; that of the weights, or 3.
         optimizer: sgd (Nesterov), momentum (sgd without it, as the official code), adamw or lamb.
-        lr: peak learning rate; 0.1 from scratch, 0.02 from weights.
-        weight_decay: on convolution weights only, or
-        decay_all: on norms, slopes and biases too, as in the official code.
+        lr: learning rate: the highest of the schedule, but for hybrid and cyclic, which start with it and go up to 5
+            times as high; 0.1 from scratch, 0.02 from weights.
+        weight_decay: strength of the weight decay, on convolution weights, and with decay_all on all parameters.
+        decay_all: weight decay on norms, slopes and biases too, as in the official code.
         momentum: of sgd.
         schedule: linear, cosine or poly (to zero), multistep (to a tenth twice), constant; or the official ones:
             hybrid, cyclic, fixed, linear-epochs, cosine-epochs, poly-epochs.
-        warmup: part of the run in which the learning rate rises.
+        warmup: part of the run in which the learning rate rises first; 0.1, or 0 for the official schedules.
         cycled: epochs in which hybrid cycles; 61 % of all if not given.
-        milestones: epochs from which on the rates of cyclic and fixed are multiplied by
-        lr_decay: this, once more at each.
+        milestones: epochs from which on cyclic and fixed have their rates multiplied by lr_decay, once more at each.
+        lr_decay: factor of the rates of cyclic and fixed at each of the milestones.
         label_smoothing: part of the target given to all classes.
         drop_rate: dropout before the classifier; the official rate of the width if not given.
         ema: decay of an average of the weights that is validated and saved instead, such as 0.999, that
@@ -114,8 +122,8 @@ def train(
         cutmix: alpha of CutMix, such as 1.0, which pastes a part of another picture; 0: none. With both each batch has
             one of them.
         teacher: a trained classifier to learn from too: a file of any known format, or the name of a timm model.
-        teacher_weight: part of the loss that it gives.
-        teacher_temperature: by which the logits of both are divided for it.
+        teacher_weight: part of the loss that the teacher gives; 0.5 if not given.
+        teacher_temperature: by which the logits of teacher and student are divided; 2 if not given.
         min_scale: smallest part of a picture that a resized crop takes; 0.2 up to width 1.0, else 0.08.
         hflip: probability of mirroring; 0.5, or 0 for digits.
         val_fraction: part of each class held out where the data has no val or test folder.
@@ -155,13 +163,17 @@ def train(
         label_smoothing=label_smoothing,
         mixup=mixup,
         cutmix=cutmix,
-        teacher_weight=teacher_weight,
-        teacher_temperature=teacher_temperature,
+        teacher_weight=TEACHER_WEIGHT if teacher_weight is None else teacher_weight,
+        teacher_temperature=TEACHER_TEMPERATURE if teacher_temperature is None else teacher_temperature,
     )
+    if teacher is not None:
+        check_teacher_name(os.fspath(teacher))
     settings = FitSettings(epochs, ema, device, devices, strategy, precision, accumulate, clip, seed, save_every)
     loading = LoaderSettings(batch_size, default_workers() if workers is None else workers, seed)
     L.seed_everything(check_seed(seed), verbose=False)
     run = Run(TASK, config, JUDGING, settings, out, resume)
+    if teacher is None and resume is None and (teacher_weight, teacher_temperature) != (None, None):
+        say(run.console, "--teacher-weight and --teacher-temperature change nothing: there is no --teacher")
 
     dataset = open_classification_data(data)
     train_part, val_part, judged_on = _training_parts(dataset, val_fraction, seed)
@@ -174,7 +186,7 @@ def train(
     preprocessing = training_preprocessing(net)
     mirrored = (0.0 if data == DIGITS else 0.5) if hflip is None else hflip
     augmentation = augmentation_for(net, augment, min_scale, mirrored, auto_augment)
-    taught_by = None if teacher is None else load_teacher(teacher, dataset.class_names, preprocessing)
+    taught_by = None if teacher is None else load_teacher(os.fspath(teacher), dataset.class_names, preprocessing)
     if compile:
         net.compile(dynamic=False)  # the backward of symbolic sizes cannot be compiled
     return run.go(

@@ -27,7 +27,7 @@ from dicenet.tasks.training import Judging, Run, check_seed, chosen_parts, taken
 
 JUDGING = Judging("map50", "mAP@.5", ("train_loss", "val_loss", "val_map50", "val_map"))
 _DEFAULT_MODEL = "dicenet_100"
-_RATES = {"sgd": 0.01, "adamw": 0.001}
+_RATES = {"sgd": 0.01, "momentum": 0.01, "adamw": 0.001}
 _PRIORS = ("official", "auto")
 
 
@@ -104,18 +104,19 @@ def train(
         keep_empty: train on pictures without boxes too.
         difficult: train on boxes that are marked as difficult too.
         negatives_of_empty: let pictures without boxes teach what is background; the official code leaves them out.
-        optimizer: sgd or adamw.
-        lr: learning rate of the backbone; 0.01 for sgd, 0.001 for adamw. The schedule multiplies it.
+        optimizer: sgd or momentum (both without Nesterov's, as the official code), or adamw.
+        lr: learning rate of the backbone: the highest of the schedule, but for hybrid and cyclic, which start with it
+            and go up to 5 times as high; 0.01 for sgd, 0.001 for adamw.
         lr_mult: how many times higher the head's rate is.
-        weight_decay: on all parameters, or
-        decay_all: without it on all but norms, slopes and biases.
+        weight_decay: strength of the weight decay, on all parameters, or without decay_all on convolution weights only.
+        decay_all: weight decay on norms, slopes and biases too, as in the official code.
         momentum: of sgd.
         schedule: hybrid (the official one: cycles of up to 5 times the rate, then to zero), poly, cosine or linear (to
             zero), multistep (to a tenth twice), constant, cyclic, fixed, or poly-, cosine- or linear-epochs.
-        warmup: part of the run in which the learning rate rises.
+        warmup: part of the run in which the learning rate rises first.
         cycled: epochs in which hybrid cycles; 61 % of all if not given.
-        milestones: epochs from which on the rates of cyclic and fixed are multiplied by
-        lr_decay: this, once more at each.
+        milestones: epochs from which on cyclic and fixed have their rates multiplied by lr_decay, once more at each.
+        lr_decay: factor of the rates of cyclic and fixed at each of the milestones.
         freeze_backbone: train the head only.
         freeze_norms: keep all norms as they are.
         ema: decay of an average of the weights that is validated and saved instead, such as 0.999, that

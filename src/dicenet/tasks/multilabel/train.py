@@ -54,7 +54,7 @@ def train(
     momentum: float = 0.9,
     decay_all: bool = False,
     schedule: str = "linear",
-    warmup: float = 0.1,
+    warmup: float | None = None,
     cycled: int | None = None,
     milestones: tuple[int, ...] = MILESTONES,
     lr_decay: float = DECAY,
@@ -94,16 +94,17 @@ def train(
         in_chans: 3 for colour, 1 for grey; that of the weights, or 3.
         threshold: probability above which a class counts as found, when epochs are judged.
         optimizer: sgd (Nesterov), momentum (sgd without it, as the official code), adamw or lamb.
-        lr: peak learning rate; 0.02 from scratch, 0.005 from weights.
-        weight_decay: on convolution weights only, or
-        decay_all: on norms, slopes and biases too, as in the official code.
+        lr: learning rate: the highest of the schedule, but for hybrid and cyclic, which start with it and go up to 5
+            times as high; 0.02 from scratch, 0.005 from weights.
+        weight_decay: strength of the weight decay, on convolution weights, and with decay_all on all parameters.
+        decay_all: weight decay on norms, slopes and biases too, as in the official code.
         momentum: of sgd.
         schedule: linear, cosine or poly (to zero), multistep (to a tenth twice), constant; or the official ones:
             hybrid, cyclic, fixed, linear-epochs, cosine-epochs, poly-epochs.
-        warmup: part of the run in which the learning rate rises.
+        warmup: part of the run in which the learning rate rises first; 0.1, or 0 for the official schedules.
         cycled: epochs in which hybrid cycles; 61 % of all if not given.
-        milestones: epochs from which on the rates of cyclic and fixed are multiplied by
-        lr_decay: this, once more at each.
+        milestones: epochs from which on cyclic and fixed have their rates multiplied by lr_decay, once more at each.
+        lr_decay: factor of the rates of cyclic and fixed at each of the milestones.
         drop_rate: dropout before the classifier; the official rate of the width if not given.
         ema: decay of an average of the weights that is validated and saved instead, such as 0.999, that
             moves fast at first; 0: none.

@@ -33,7 +33,7 @@ from dicenet.tasks.training import CHANGEABLE, Judging, Run, check_seed, chosen_
 JUDGING = Judging("mean_iou", "mean IoU", ("train_loss", "val_loss", "val_mean_iou", "val_pixel_accuracy"))
 CLASS_WEIGHTS = ("none", "dataset", "inverse-log")
 _DEFAULT_MODEL = "dicenet_100"
-_RATES = {"sgd": 0.009, "adamw": 0.0005}
+_RATES = {"sgd": 0.009, "momentum": 0.009, "adamw": 0.0005}
 
 
 @flush_denormals()  # fit does so too, but making the network may start threads already
@@ -106,18 +106,19 @@ def train(
         train_split: part to train on; the first there is of trainaug, train, all.
         val_split: part to judge epochs by; val, or test where there is none.
         coco: folder of COCO (annotations, train2017), whose pictures are added with VOC's classes.
-        optimizer: sgd or adamw.
-        lr: learning rate of the backbone; 0.009 for sgd, 0.0005 for adamw. The schedule multiplies it.
+        optimizer: sgd or momentum (both without Nesterov's, as the official code), or adamw.
+        lr: learning rate of the backbone: the highest of the schedule, but for hybrid and cyclic, which start with it
+            and go up to 5 times as high; 0.009 for sgd, 0.0005 for adamw.
         lr_mult: how many times higher the decoder's rate is.
-        weight_decay: on all parameters, or
-        decay_all: without it on all but norms, slopes and biases.
+        weight_decay: strength of the weight decay, on all parameters, or without decay_all on convolution weights only.
+        decay_all: weight decay on norms, slopes and biases too, as in the official code.
         momentum: of sgd.
         schedule: hybrid (the official one: cycles of up to 5 times the rate, then to zero), poly, cosine or linear (to
             zero), multistep (to a tenth twice), constant, cyclic, fixed, or poly-, cosine- or linear-epochs.
-        warmup: part of the run in which the learning rate rises.
+        warmup: part of the run in which the learning rate rises first.
         cycled: epochs in which hybrid cycles; 61 % of all if not given.
-        milestones: epochs from which on the rates of cyclic and fixed are multiplied by
-        lr_decay: this, once more at each.
+        milestones: epochs from which on cyclic and fixed have their rates multiplied by lr_decay, once more at each.
+        lr_decay: factor of the rates of cyclic and fixed at each of the milestones.
         class_weights: none, dataset (those that the set brings along: Cityscapes, CamVid), or inverse-log (of the
             shares of the classes in the training masks, without COCO's).
         class_weight_power: exponent of the class weights; below 1 they are milder.
