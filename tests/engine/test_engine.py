@@ -342,7 +342,7 @@ def test_a_loader_goes_on_where_it_stopped(workers):
     iterator = iter(other)
     start = [next(iterator) for _ in range(2)]
     state = other.state_dict()
-    assert state == {"epoch": 1, "batches": 2, "devices": 1}
+    assert state == {"epoch": 1, "batches": 2, "of": 6, "pictures": 20, "devices": 1}
     resumed = batches(Pictures(20), True, LoaderSettings(3, workers, seed=5), collate)
     resumed.load_state_dict(state)
     resumed.order.set_epoch(1)

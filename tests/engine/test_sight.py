@@ -129,7 +129,8 @@ def run(folder, clock, console, epochs=2, **more):
     pace = Pace(clock)
     watch = Watch(pace, clock)
     callbacks = [pace, watch, MetricsTable(folder / METRICS, COLUMNS, pace), EpochLines(console, COLUMNS, pace)]
-    callbacks.append(Chance(0))
+    train, val = loaders(clock)
+    callbacks.append(Chance(0, train))
     if console.is_terminal:
         callbacks.append(RunBar(console, pace, "val_score"))
     trainer = L.Trainer(
@@ -144,7 +145,7 @@ def run(folder, clock, console, epochs=2, **more):
         use_distributed_sampler=False,
         **more,
     )
-    trainer.fit(Line(clock), *loaders(clock))
+    trainer.fit(Line(clock), train, val)
     return watch.notes
 
 
