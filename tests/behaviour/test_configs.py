@@ -198,12 +198,14 @@ def one_step(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_one_step(name, tmp_path):
+def test_one_step(name, tmp_path, capsys):
     task = task_of(name)
     parsed = _parser(f"train {task}", COMMANDS[task]).parse_args(["--config", str(RECIPES[name])])
     assert timm.is_model(parsed.model)
     data = data_for(name, tmp_path / "data")
     run("train", task, "--config", name, "--data", data, "--out", tmp_path / "out", *one_step(name))
+    cycled = values(name).get("cycled")
+    assert (f"--cycled {cycled} is above --epochs 1" in capsys.readouterr().out) == (cycled is not None)
     (epoch,) = rows(tmp_path / "out")
     assert int(epoch["step"]) == 1
     assert math.isfinite(float(epoch["train_loss"]))

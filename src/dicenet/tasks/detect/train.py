@@ -108,7 +108,7 @@ def train(
         lr: learning rate of the backbone: the highest of the schedule, but for hybrid and cyclic, which start with it
             and go up to 5 times as high; 0.01 for sgd, 0.001 for adamw.
         lr_mult: how many times higher the head's rate is.
-        weight_decay: strength of the weight decay, on all parameters, or without decay_all on convolution weights only.
+        weight_decay: strength of the weight decay, on all parameters unless decay_all is off.
         decay_all: weight decay on norms, slopes and biases too, as in the official code.
         momentum: of sgd.
         schedule: hybrid (the official one: cycles of up to 5 times the rate, then to zero), poly, cosine or linear (to
