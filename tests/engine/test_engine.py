@@ -348,7 +348,7 @@ def test_a_loader_goes_on_where_it_stopped(workers):
     resumed.order.set_epoch(1)
     assert drawn(start) + drawn(resumed) == whole
     assert resumed.state_dict()["epoch"] == 2, "the next pass is the next epoch"
-    with pytest.raises(dicenet.ConfigError, match="an epoch of 4 devices, .* with 1: resume it with --devices 4"):
+    with pytest.raises(dicenet.ConfigError, match=r"an epoch of 4 devices, .* with 1: resume it with --devices 4"):
         resumed.load_state_dict({**state, "devices": 4})
     resumed.load_state_dict({**state, "batches": 6, "devices": 4})
 
