@@ -226,16 +226,40 @@ def cut_off_within(tmp_path, monkeypatch, **arguments):
     return tmp_path / "run"
 
 
+def pictures_in_folders(folder, **counts):
+    """The first digits of each part as PNGs, a folder for each class."""
+    digits = open_classification_data("digits")
+    for part, count in counts.items():
+        for sample in list(digits.parts[part].samples)[:count]:
+            place = folder / part / digits.class_names[sample.target]
+            place.mkdir(parents=True, exist_ok=True)
+            sample.read().save(place / f"{Path(sample.name).name}.png")
+    return folder
+
+
+@pytest.mark.parametrize("saves", [3, 8])
+def test_cut_off_with_all_that_chance_can_do(tmp_path, monkeypatch, saves):
+    """Shards read by two processes, mixed and augmented pictures, within the first epoch and behind the second.
+
+    13 batches an epoch, of which the last one is no whole step: six steps of two, saved behind 2, 4, 6 and the end.
+    """
+    folders = pictures_in_folders(tmp_path / "folders", train=850, val=60)
+    shards = classify.prepare(str(folders), str(tmp_path / "shards"), shard_size=300, workers=0)
+    chance = {"mixup": 0.2, "cutmix": 1.0, "auto_augment": "trivialaugment", "label_smoothing": 0.1, "workers": 2}
+    options = {**ARGUMENTS, **chance, "img_size": 32, "stem": "small"}
+    whole = classify.train(str(shards), out=str(tmp_path / "whole"), **options)
+    with monkeypatch.context() as patch:
+        cut_off(patch, saves)
+        with pytest.raises(KeyboardInterrupt):
+            classify.train(str(shards), out=str(tmp_path / "run"), **options, save_every=2)
+    classify.train(resume=str(tmp_path / "run"))
+    assert_same(state(tmp_path / "run"), state(whole))
+
+
 def test_other_pictures_cannot_end_an_epoch(tmp_path, monkeypatch):
     """The order of other pictures is another; at the end of an epoch they may come."""
     run = cut_off_within(tmp_path, monkeypatch)
-    small = tmp_path / "small"
-    digits = open_classification_data("digits")
-    for part, count in (("train", 300), ("val", 40)):
-        for sample in list(digits.parts[part].samples)[:count]:
-            place = small / part / digits.class_names[sample.target]
-            place.mkdir(parents=True, exist_ok=True)
-            sample.read().save(place / f"{Path(sample.name).name}.png")
+    small = pictures_in_folders(tmp_path / "small", train=300, val=40)
     other = {**ARGUMENTS, "workers": 0, "data": str(small)}
     with pytest.raises(dicenet.ConfigError, match=r"an epoch of 1167 pictures, .* 300: resume .* the same --data"):
         classify.train(resume=str(run), **other)
