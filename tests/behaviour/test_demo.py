@@ -91,17 +91,20 @@ def test_demo_without_scikit_learn(tmp_path, monkeypatch, capsys):
 
 def test_commands_of_the_documents_exist():
     """Every dicenet command in README and docs names a real verb and task and only real options."""
+    from dicenet.cli.recipes import with_recipes
     from dicenet.cli.run import _parser, _with_underscores
 
     commands = set()
     for file in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")):
         text = file.read_text().replace("\\\n", " ")
-        commands |= set(re.findall(r"^dicenet (\w+ \w+ --[^\n]*)$", text, re.MULTILINE))
+        commands |= set(re.findall(r"(?:^dicenet|-m dicenet_cli) (\w+ \w+ --[^\n]*)$", text, re.MULTILINE))
     assert len(commands) >= 3
     for command in commands:
         verb, task, *options = command.replace("...", "").split()
         module = __import__(f"dicenet.cli.{verb}", fromlist=["COMMANDS"])
-        _parser(f"{verb} {task}", module.COMMANDS[task]).parse_args([_with_underscores(o) for o in options])
+        _parser(f"{verb} {task}", module.COMMANDS[task]).parse_args(
+            with_recipes([_with_underscores(o) for o in options])
+        )
 
 
 def test_readme_lists_the_networks():

@@ -281,7 +281,7 @@ def test_wrong_training_arguments(scenes, tmp_path, fails, monkeypatch):
     fails(*start, "--crop-size", "x", message=r"--crop-size must be a whole number or \[height, width\]")
     fails(*start, "--epochs", "0", message="epochs must be at least 1")
     fails(*start, "--schedule", "step", message="choose one of linear, cosine, poly, multistep, constant")
-    fails(*start, "--optimizer", "adam", message="choose one of sgd, adamw")
+    fails(*start, "--optimizer", "adam", message="choose one of sgd, momentum, adamw")
     fails(*start, "--class-weights", "official", message="choose one of none, dataset, inverse-log")
     fails(
         *start, "--class-weights", "dataset", message="brings no class weights along: use --class-weights inverse-log"

@@ -54,6 +54,7 @@ def shared_training(folder, batch_size, devices=1, accumulate=1, epochs=2, froze
         *loaders,
         folder,
         columns=COLUMNS,
+        score="val_top1",
         callbacks=list(callbacks),
         console=Console(quiet=True),
         settings=settings,

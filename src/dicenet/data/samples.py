@@ -3,7 +3,9 @@
 The sampler and the batches at the end serve classes, masks and boxes alike.
 """
 
+import atexit
 import math
+import multiprocessing
 import signal
 import sys
 import time
@@ -101,6 +103,14 @@ def quiet_worker(number: int) -> None:
 
     sys.excepthook = hook
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+@atexit.register  # behind multiprocessing's own: so it is called before
+def _end_readers() -> None:
+    """End reading processes that are left, as after an error: SIGTERM, which multiprocessing sends, they pass over."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def evenly_spread(total: int, count: int) -> list[int]:
