@@ -39,7 +39,8 @@ def new_run_folder(out: str | Path | None, default: Path) -> Path:
         ConfigError: ``out`` is a file or holds something, or cannot be made.
     """
     if process_rank() > 0:
-        shared = os.environ.get(_SHARED_FOLDER, out)
+        # what is asked for first: the environment may be of another run, which started this one
+        shared = out if out is not None else os.environ.get(_SHARED_FOLDER)
         if shared is None:
             raise ConfigError("name the run folder with --out when you start several processes yourself")
         return Path(shared)
